@@ -1,0 +1,264 @@
+"""Making a volume of a disk: partitions, file system, label. The administrator's path; tools are run here.
+
+The label is written last: until then no node sees a volume, so a format that was cut off is simply begun
+again. The disk is fenced first and stays owned by the key of this format, with no owner in its label: it
+refuses everybody else's writes from the first moment on, and the node that starts the volume takes it with a
+higher epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fencing._disk import LABEL_AREA_END, DiskLabels, open_lun, size_bytes
+from fencing.acquisition import Intent, fence, stamp
+from fencing.errors import FormatFailed, FormatRefused, LabelError
+from fencing.label import Label
+from fencing.model import Identity, Key, ReservationState
+from fencing.port import Lun
+from fencing.timing import Clock, Stopwatch
+
+MIB = 1 << 20
+SMALL_BYTES = 64 << 30
+"""Up to here mkfs writes all metadata at once, rather than leave it to the first mount, which may be a
+takeover.
+"""
+
+PARTITIONS = """\
+label: gpt
+start=1MiB, size=3MiB, type=8DA63339-0007-60C0-C436-083AC8230908, name="hactl-label"
+start=4MiB, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4, name="hactl-data"
+"""
+_PARTITION_DEADLINE_S = 20.0
+_POLL_S = 0.02
+_ERROR_BYTES_MAX = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSystem:
+    """How one file system is made. `bytes_min` is what its mkfs wants, and room for a journal."""
+
+    command: tuple[str, ...]
+    small: tuple[str, ...]
+    label_bytes_max: int
+    bytes_min: int
+
+
+FILE_SYSTEMS = {
+    "ext4": FileSystem(
+        command=("mkfs.ext4", "-q", "-F", "-E"),
+        small=("nodiscard,lazy_itable_init=0,lazy_journal_init=0", "nodiscard"),
+        label_bytes_max=16,
+        bytes_min=16 * MIB,
+    ),
+    "xfs": FileSystem(command=("mkfs.xfs", "-q", "-f", "-K"), small=(), label_bytes_max=12, bytes_min=300 * MIB),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewVolume:
+    """What the label of the new volume is to say. `address` is CIDR, empty `nodes` means all nodes."""
+
+    name: str
+    cluster_name: str
+    fstype: str
+    address: str
+    clients: tuple[str, ...]
+    nodes: tuple[str, ...] = ()
+    lease_s: int
+    grace_s: int
+    wanted: str = "stopped"
+
+
+def format_volume(
+    device: str,
+    new: NewVolume,
+    identity: Identity,
+    *,
+    floor: int,
+    intent: Intent,
+    clock: Clock,
+    force: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Label:
+    """Destroy what is on a whole disk and make it a volume; returns its label.
+
+    FormatRefused, DeviceBusy, ForeignOwner: nothing was changed. A disk that is not empty needs `force`; one
+    that somebody outside this cluster, or a node that serves it, has reserved is refused in any case. `floor`
+    and `intent` as in `acquire`.
+    """
+    lun = open_lun(device)
+    try:
+        old = _check(device, lun, new, identity, force)
+        handle = fence([lun], identity, floor=max(floor, old.epoch if old else 0), intent=intent, clock=clock)
+        say(f"fenced {lun.wwid} with key {handle.key}")
+        label = _first_label(new, identity, lun.wwid, handle.epoch)
+        try:
+            _make(device, lun, new, say)
+            stamp(handle, label, stopwatch=Stopwatch(clock))
+        except (OSError, subprocess.SubprocessError) as error:
+            raise FormatFailed(
+                f"formatting ended half way: {error}",
+                device=device,
+                next_action="mend the cause and format again with force",
+            ) from error
+        say(f"volume {new.name} is on {lun.wwid}, epoch {label.epoch}")
+        return label
+    finally:
+        lun.close()
+
+
+def contents(device: str) -> list[str]:
+    """What is on a disk, in words; empty if nothing is: signatures that wipefs knows, a volume, other data."""
+    found = _signatures(device)
+    beginning = _first_data(device)
+    if not found and beginning is not None:
+        found.append(f"data at byte {beginning}, of no known kind")
+    return found
+
+
+def partition(device: str, number: int) -> str:
+    """The kernel's path of a partition."""
+    name = os.path.realpath(device)
+    return f"{name}p{number}" if name[-1].isdigit() else f"{name}{number}"
+
+
+def _check(device: str, lun: Lun, new: NewVolume, identity: Identity, force: bool) -> Label | None:
+    """Everything that speaks against it, before anything is changed. Returns the label that is there now."""
+    kind = FILE_SYSTEMS.get(new.fstype)
+    if kind is None:
+        raise _refused(device, f"unknown file system {new.fstype}", f"use one of {', '.join(FILE_SYSTEMS)}")
+    for tool in ("sfdisk", "wipefs", kind.command[0]):
+        if shutil.which(tool, path=_path()) is None:
+            raise _refused(device, f"{tool} is not installed", "install fdisk, util-linux, e2fsprogs and xfsprogs")
+    size = size_bytes(device)
+    if size < LABEL_AREA_END + kind.bytes_min + MIB:
+        raise _refused(device, f"it has only {size // MIB} MiB", f"use a larger disk for {new.fstype}")
+    found = contents(device)
+    old, about_label = _old_label(lun)
+    if (found or about_label) and not force:
+        what = ", ".join([about_label, *found] if about_label else found)
+        raise _refused(device, f"it is not empty: {what}", "choose another disk, or destroy that with force")
+    if old is not None:
+        _check_owner(device, lun.port.read(), old, identity)
+    return old
+
+
+def _check_owner(device: str, state: ReservationState, old: Label, identity: Identity) -> None:
+    others = [Key.parse(key) for key in state.holders if Key.parse(key).node != identity.node]
+    if others and old.wanted == "started" and old.cluster_uuid == identity.cluster_uuid:
+        raise _refused(
+            device,
+            f"volume {old.volume} is served by node {others[0].node} ({old.owner or 'unnamed'})",
+            f"stop it first: hactl volume stop {old.volume}",
+        )
+
+
+def _old_label(lun: Lun) -> tuple[Label | None, str]:
+    try:
+        found = lun.labels.read()
+    except LabelError as error:
+        return None, f"a label that cannot be used ({error.what})"
+    if found is None:
+        return None, ""
+    return found.label, f'volume "{found.label.volume}" of cluster "{found.label.cluster_name}"'
+
+
+def _first_label(new: NewVolume, identity: Identity, wwid: str, epoch: int) -> Label:
+    return Label(
+        cluster_uuid=identity.cluster_uuid,
+        cluster_name=new.cluster_name,
+        volume=new.name,
+        volume_uuid=str(uuid.uuid4()),
+        epoch=epoch,
+        wanted=new.wanted,
+        wwids=(wwid,),
+        fstype=new.fstype,
+        address=new.address,
+        clients=new.clients,
+        nodes=new.nodes,
+        lease_s=new.lease_s,
+        grace_s=new.grace_s,
+        seq=1,
+    )
+
+
+def _make(device: str, lun: Lun, new: NewVolume, say: Callable[[str], None]) -> None:
+    path = os.path.realpath(device)
+    assert isinstance(lun.labels, DiskLabels)
+    lun.labels.erase()
+    _run(["wipefs", "--quiet", "--all", "--force", path])
+    _run(["sfdisk", "--quiet", "--wipe", "always", "--wipe-partitions", "always", path], text=PARTITIONS)
+    data = partition(path, 2)
+    _wait_for(data)
+    say(f"made the partitions hactl-label and hactl-data on {path}")
+    _run(_mkfs(new, data))
+    say(f"made the {new.fstype} file system on {data}")
+
+
+def _mkfs(new: NewVolume, data: str) -> list[str]:
+    kind = FILE_SYSTEMS[new.fstype]
+    command = [*kind.command]
+    if kind.small:
+        command.append(kind.small[0] if size_bytes(data) <= SMALL_BYTES else kind.small[1])
+    return [*command, "-L", new.name[: kind.label_bytes_max], data]
+
+
+def _wait_for(path: str) -> None:
+    deadline = time.monotonic() + _PARTITION_DEADLINE_S
+    while not os.path.exists(path):
+        if time.monotonic() > deadline:
+            raise OSError(f"{path} did not appear within {_PARTITION_DEADLINE_S:.0f} s of partitioning")
+        time.sleep(_POLL_S)
+
+
+def _signatures(device: str) -> list[str]:
+    text = _run(["wipefs", "--no-act", "--json", os.path.realpath(device)])
+    signatures = json.loads(text)["signatures"] if text.strip() else []
+    kinds: dict[str, None] = {}
+    for each in signatures:
+        label = f' "{each["label"]}"' if each.get("label") else ""
+        kinds[f"{each['type']}{label}"] = None
+    return list(kinds)
+
+
+def _first_data(device: str) -> int | None:
+    """The first byte that is not zero, where partition tables, labels and file systems begin."""
+    with open(os.path.realpath(device), "rb", buffering=0) as disk:
+        for offset in range(0, LABEL_AREA_END + MIB, MIB):
+            block = disk.read(MIB)
+            if any(block):
+                return offset + next(index for index, byte in enumerate(block) if byte)
+    return None
+
+
+def _run(command: Sequence[str], text: str = "") -> str:
+    """OSError with the tool's own words if it fails."""
+    done = subprocess.run(
+        command,
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": _path(), "LC_ALL": "C"},
+    )
+    if done.returncode:
+        words = (done.stderr or done.stdout).strip()[-_ERROR_BYTES_MAX:]
+        raise OSError(f"{command[0]} failed ({done.returncode}): {words}")
+    return done.stdout
+
+
+def _path() -> str:
+    """Administrators' tools are not in everybody's PATH."""
+    return os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
+
+def _refused(device: str, what: str, next_action: str) -> FormatRefused:
+    return FormatRefused(what, device=device, next_action=next_action)

@@ -1,0 +1,275 @@
+"""The reservation port over libsgutils2, by ctypes: SCSI devices (`/dev/sdX`, `/dev/sgN`), one nexus each.
+
+The descriptor is opened read-only and kept: opening a disk for writing makes udev scan it again, with its
+partitions gone for a moment (ClusterLabs/fence-agents#284), and every open is a chance to meet a device that
+just went.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import glob
+import os
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
+
+from fencing import scsi
+from fencing.errors import CONFLICT, Garbled, NotDelivered, OutcomeUnknown, PortError, Refused
+from fencing.model import Capabilities, PrType, ReservationState
+
+ATTENTIONS_MAX = 3
+"""UNIT ATTENTIONs in a row for one command (LIO reports one, arrays queue a few); the command did not run
+each time.
+"""
+
+READS_MAX = 8
+"""So often are keys and reservation read again because registrations changed in between."""
+
+LIST_BYTES = 2048
+"""Room for some twenty iSCSI registrants; longer lists are asked for again."""
+
+_LIBRARY_PATTERN = re.compile(r"libsgutils2(?:-(\d+)\.(\d+))?\.so\.\d+")
+_LIBRARY_DIRECTORIES = (
+    "/usr/lib/*-linux-gnu",
+    "/lib/*-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/local/lib",
+)
+
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    # fd, service action, buffer, length, noisy, verbose
+    "sg_ll_persistent_reserve_in": (
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_bool,
+        ctypes.c_int,
+    ),
+    # fd, service action, scope, type, parameters, length, noisy, verbose
+    "sg_ll_persistent_reserve_out": (
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_uint,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_bool,
+        ctypes.c_int,
+    ),
+}
+
+# What libsgutils2 returns (SG_LIB_CAT_*, sg_lib.h), in the words of SPC, and what each says of a command that
+# changes something. NOT READY counts as unknown: LIO answers it to a REGISTER that it carried out, if it
+# could not save it. Everything not listed is unknown, too.
+UNIT_ATTENTION = 6
+_MEANINGS: dict[int, tuple[str, type[PortError]]] = {
+    2: ("not ready", OutcomeUnknown),
+    3: ("medium or hardware error", OutcomeUnknown),
+    5: ("illegal request", Refused),
+    UNIT_ATTENTION: ("unit attention", NotDelivered),
+    7: ("data protect", Refused),
+    9: ("invalid command operation code", Refused),
+    11: ("aborted command", OutcomeUnknown),
+    17: ("illegal request", Refused),
+    24: (CONFLICT, Refused),
+    26: ("busy", NotDelivered),
+    27: ("task set full", NotDelivered),
+    28: ("ACA active", NotDelivered),
+    29: ("task aborted", OutcomeUnknown),
+    33: ("timeout", OutcomeUnknown),
+}
+_OS_ERRORS = 50
+_NEVER_SENT = frozenset((errno.ENODEV, errno.ENXIO, errno.EBADF, errno.ENOTTY, errno.EPERM, errno.EACCES))
+
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+
+class SgLibrary(Protocol):
+    """The two functions of libsgutils2 that are used here; both return 0 or a category."""
+
+    def sg_ll_persistent_reserve_in(
+        self, fd: int, action: int, buffer: Any, length: int, noisy: bool, verbose: int
+    ) -> int: ...
+
+    def sg_ll_persistent_reserve_out(
+        self, fd: int, action: int, scope: int, type: int, buffer: Any, length: int, noisy: bool, verbose: int
+    ) -> int: ...
+
+
+def find_library(directories: tuple[str, ...] = _LIBRARY_DIRECTORIES) -> str:
+    """Path of the newest libsgutils2. Its name has the version inside, so ctypes.util cannot find it.
+
+    FileNotFoundError names the package.
+    """
+    found: list[tuple[tuple[int, int], str]] = []
+    for directory in directories:
+        for path in glob.glob(f"{directory}/libsgutils2*.so.*"):
+            match = _LIBRARY_PATTERN.fullmatch(os.path.basename(path))
+            if match:
+                found.append(((int(match[1] or 0), int(match[2] or 0)), path))
+    if not found:
+        raise FileNotFoundError("libsgutils2 is not installed; install the package sg3-utils")
+    return max(found)[1]
+
+
+def load_library() -> SgLibrary:
+    """libsgutils2 with its signatures set. FileNotFoundError, or AttributeError if it lacks a function."""
+    library = ctypes.CDLL(find_library())
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes = arguments
+        function.restype = ctypes.c_int
+    return cast(SgLibrary, library)
+
+
+class SgPort:
+    """One SCSI device: a ReservationPort. Used by one thread at a time; a call may block for a minute
+    (SG_IO).
+    """
+
+    def __init__(self, device: str, library: SgLibrary | None = None) -> None:
+        """Open a whole disk. OSError if that fails; nothing is sent to the device yet."""
+        self._device = device
+        self._library = library or load_library()
+        # not blocking: an open must not wait for a medium or a path
+        self._fd = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._generation: int | None = None
+        self._lists_keys_only = False
+
+    @property
+    def device(self) -> str:
+        return self._device
+
+    def read(self) -> ReservationState:
+        if not self._lists_keys_only:
+            try:
+                return self._seen(self._parse(scsi.parse_full_status, self._read_list(scsi.IN_READ_FULL_STATUS)))
+            except Refused as error:
+                if error.conflict:
+                    raise
+                self._lists_keys_only = True
+        return self._seen(self._read_in_two())
+
+    def capabilities(self) -> Capabilities:
+        return self._parse(scsi.parse_capabilities, self._in(scsi.IN_REPORT_CAPABILITIES, 8))
+
+    def register(self, old: int, new: int, ignore_existing: bool = False) -> None:
+        action = scsi.OUT_REGISTER_AND_IGNORE_EXISTING_KEY if ignore_existing else scsi.OUT_REGISTER
+        key = 0 if ignore_existing else old
+        self._out("register", action, PrType(1), scsi.out_parameters(key, new, aptpl=True), new or old)
+
+    def reserve(self, key: int, type: PrType) -> None:
+        self._out("reserve", scsi.OUT_RESERVE, type, scsi.out_parameters(key, 0), key)
+
+    def preempt(self, key: int, victim: int, type: PrType, abort: bool = True) -> None:
+        action = scsi.OUT_PREEMPT_AND_ABORT if abort else scsi.OUT_PREEMPT
+        self._out("preempt", action, type, scsi.out_parameters(key, victim), key)
+
+    def release(self, key: int, type: PrType) -> None:
+        self._out("release", scsi.OUT_RELEASE, type, scsi.out_parameters(key, 0), key)
+
+    def clear(self, key: int) -> None:
+        self._out("clear", scsi.OUT_CLEAR, PrType(1), scsi.out_parameters(key, 0), key)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _read_in_two(self) -> ReservationState:
+        """READ KEYS and READ RESERVATION, again until both are of one generation."""
+        for _ in range(READS_MAX):
+            before, keys = self._parse(scsi.parse_keys, self._read_list(scsi.IN_READ_KEYS))
+            answer = self._read_list(scsi.IN_READ_RESERVATION)
+            generation, reservation = self._parse(scsi.parse_reservation, answer)
+            if before == generation:
+                return self._parse(partial(scsi.combine, generation, keys), reservation)
+        raise self._error("read", "registrations changed during every read", NotDelivered, None)
+
+    def _read_list(self, action: int) -> bytes:
+        """The complete answer, asked for with more room until there was room to spare.
+
+        A length that fits is no proof: LIO counts only the descriptors that found room (target_core_pr.c,
+        core_scsi3_pri_read_full_status, seen in 6.1), so a full buffer may hide registrants.
+        """
+        length = LIST_BYTES
+        while True:
+            answer = self._in(action, length)
+            needed = self._parse(scsi.needed, answer)
+            if needed + scsi.DESCRIPTOR_BYTES_MAX <= length:
+                return answer[:needed]
+            if length == scsi.LENGTH_MAX:
+                raise self._garbled(f"a list of {needed} bytes, longer than can be asked for")
+            length = min(max(needed + scsi.DESCRIPTOR_BYTES_MAX, 2 * length), scsi.LENGTH_MAX)
+
+    def _in(self, action: int, length: int) -> bytes:
+        buffer = ctypes.create_string_buffer(length)
+        result = self._repeated(
+            lambda: self._library.sg_ll_persistent_reserve_in(self._fd, action, buffer, length, False, 0)
+        )
+        if result:
+            # nothing can have changed, whatever went wrong
+            sense, kind = _meaning(result)
+            raise self._error("read", sense, Refused if kind is Refused else NotDelivered, None)
+        return buffer.raw
+
+    def _out(self, operation: str, action: int, type: PrType, parameters: bytes, own_key: int) -> None:
+        buffer = ctypes.create_string_buffer(parameters, len(parameters))
+        result = self._repeated(
+            lambda: self._library.sg_ll_persistent_reserve_out(
+                self._fd, action, scsi.SCOPE_LU, type, buffer, len(parameters), False, 0
+            )
+        )
+        if result:
+            sense, kind = _meaning(result)
+            raise self._error(operation, sense, kind, own_key)
+
+    def _repeated(self, call: Callable[[], int]) -> int:
+        """A UNIT ATTENTION says that the command did not run, and is told once for each thing to be told."""
+        if self._fd < 0:
+            return _OS_ERRORS + errno.EBADF
+        result = call()
+        for _ in range(ATTENTIONS_MAX):
+            if result != UNIT_ATTENTION:
+                break
+            result = call()
+        return result
+
+    def _seen(self, state: ReservationState) -> ReservationState:
+        self._generation = state.generation
+        return state
+
+    def _parse(self, parse: Callable[[A], T], answer: A) -> T:
+        try:
+            return parse(answer)
+        except ValueError as error:
+            raise self._garbled(str(error)) from error
+
+    def _garbled(self, what: str) -> Garbled:
+        return Garbled(what, device=self._device, operation="read", generation=self._generation)
+
+    def _error(self, operation: str, sense: str, kind: type[PortError], own_key: int | None) -> PortError:
+        return kind(
+            sense,
+            device=self._device,
+            operation=operation,
+            own_key=own_key,
+            sense=sense,
+            generation=self._generation,
+        )
+
+
+def _meaning(category: int) -> tuple[str, type[PortError]]:
+    if category in _MEANINGS:
+        return _MEANINGS[category]
+    if _OS_ERRORS < category <= _OS_ERRORS + 46:
+        number = category - _OS_ERRORS
+        return os.strerror(number).lower(), NotDelivered if number in _NEVER_SENT else OutcomeUnknown
+    return f"unnamed failure (libsgutils2 category {category})", OutcomeUnknown

@@ -1,0 +1,112 @@
+"""Commands on the cluster as a whole: look at it, follow it, fence a node of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from hactl.cli import render
+from hactl.cli.client import ask, fail, stream
+from hactl.cli.exits import Exit
+from hactl.cli.options import config_option, json_option
+from nodewatch.config import ConfigError, parse_config
+
+
+@click.command()
+@json_option
+@click.option("--check", "checking", is_flag=True, help="Exit with 5 when anything is wrong.")
+def status(json_wanted: bool, checking: bool) -> None:
+    """Where each volume is, who would take it next, and what is wrong."""
+    state = ask("status")
+    render.show(state, render.status(state), json_wanted)
+    if checking and render.wrong(state):
+        raise SystemExit(int(Exit.DEGRADED))
+
+
+@click.command()
+@json_option
+def watch(json_wanted: bool) -> None:
+    """The status, live. Ctrl-C ends it."""
+    try:
+        for state in stream("watch"):
+            if json_wanted:
+                click.echo(render.as_json(state))
+                continue
+            click.clear()
+            click.echo(render.status(state))
+            click.echo("\n" + "\n".join(render.event(entry) for entry in state["events"]))
+    except KeyboardInterrupt:
+        return
+
+
+@click.command()
+@click.argument("volume", required=False)
+@json_option
+def history(volume: str | None, json_wanted: bool) -> None:
+    """Past takeovers and moves, each with its steps and how long they took."""
+    each = ask("history", volume=volume or "")
+    render.show(each, render.history(each), json_wanted)
+
+
+@click.command()
+@json_option
+@click.option("--follow", is_flag=True, help="Go on as things happen.")
+def events(json_wanted: bool, follow: bool) -> None:
+    """What hactld of this node noted since it started."""
+    try:
+        for entry in stream("events", follow="yes" if follow else "no"):
+            render.show(entry, render.event(entry), json_wanted)
+    except KeyboardInterrupt:
+        return
+
+
+@click.command()
+@click.argument("volume", required=False)
+@json_option
+def keys(volume: str | None, json_wanted: bool) -> None:
+    """Every reservation key on the volumes' disks, and what each one means."""
+    each = ask("keys", volume=volume or "")
+    render.show(each, render.keys(each), json_wanted)
+
+
+@click.command()
+@config_option
+@json_option
+def timing(config: Path, json_wanted: bool) -> None:
+    """Best and worst case of each phase of a takeover, derived from the configuration by the code that runs."""
+    try:
+        rows = [asdict(row) for row in parse_config(config.read_text()).timing.table()]
+    except (OSError, ConfigError) as wrong:
+        fail(f"{config}: {wrong}", Exit.USAGE)
+    render.show(rows, render.timing(rows), json_wanted)
+
+
+@click.command()
+@click.argument("node")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def fence(node: str, yes: bool) -> None:
+    """Take everything from NODE and keep it out until `hactl unfence NODE`.
+
+    A majority stops renewing its lease, so its addresses go; its disks are then taken over by others.
+    """
+    state = ask("status")
+    if node not in [each["name"] for each in state["nodes"]]:
+        fail(f"no node {node!r}; there are {', '.join(each['name'] for each in state['nodes'])}", Exit.USAGE)
+    moving = [v for v in state["volumes"] if v["server"] == node]
+    click.echo(f"{node} will be barred and kept out until `hactl unfence {node}`.")
+    for each in moving:
+        click.echo(f"  volume {each['name']} goes to {each['next'] or 'NOBODY: no other node is ready'}")
+    if not yes:
+        click.confirm("Go on?", abort=True)
+    ask("fence", node=node)
+    click.echo(f"{node} is being fenced; `hactl status` shows how far it is")
+
+
+@click.command()
+@click.argument("node")
+def unfence(node: str) -> None:
+    """Let NODE in again after `hactl fence`."""
+    ask("unfence", node=node)
+    click.echo(f"{node} is let in again once it gave up what it held")

@@ -1,0 +1,155 @@
+"""Commands on a device itself: is it fit, and make it a volume. They run here, and tell the daemon afterwards."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from fencing._disk import open_lun
+from fencing._format import FILE_SYSTEMS, NewVolume, format_volume
+from fencing.errors import FencingError
+from fencing.model import PROBE_EPOCH
+from fencing.port import ReservationPort
+from fencing.verdict import CheckResult, check_device
+from hactl.cli import render
+from hactl.cli.client import ask, fail
+from hactl.cli.exits import Exit
+from hactl.cli.options import config_option, json_option
+from hactl.config import Config, load
+from hactl.errors import HaError
+from hactl.record import Records
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")
+STABLE, BOOT = Path("/var/lib/hactl"), Path("/run/hactl")
+
+
+@click.command()
+@click.argument("device")
+@config_option
+@json_option
+def check(device: str, config: Path, json_wanted: bool) -> None:
+    """Is DEVICE fit for a volume? Tries every reservation operation on a scratch key and reads each back.
+
+    On a device in use only what changes nothing is tried. Exit code 5 if a check failed.
+    """
+    identity = _config(config).identity
+    results = _checked(device, lambda port: check_device(port, identity.key(PROBE_EPOCH)))
+    each = [asdict(result) for result in results]
+    render.show(each, render.checks(each), json_wanted)
+    if not all(result.ok for result in results):
+        raise SystemExit(int(Exit.DEGRADED))
+
+
+def _checked(device: str, run: Callable[[ReservationPort], list[CheckResult]]) -> list[CheckResult]:
+    try:
+        lun = open_lun(device)
+    except OSError as wrong:
+        fail(f"{device}: {wrong.strerror or wrong}", Exit.USAGE)
+    try:
+        return [CheckResult(name="unique name", ok=True, detail=lun.wwid), *run(lun.port)]
+    finally:
+        lun.close()
+
+
+@click.command("add")
+@click.argument("name")
+@click.option("--device", required=True, help="The whole disk, best by /dev/disk/by-id/wwn-….")
+@click.option("--address", required=True, help="The address that clients mount, with its prefix: 192.0.2.50/24.")
+@click.option("--clients", multiple=True, required=True, help="A network that may mount (CIDR); repeatable.")
+@click.option("--fs", "fstype", type=click.Choice(list(FILE_SYSTEMS)), default="ext4", show_default=True)
+@click.option("--node", "nodes", multiple=True, help="Who may serve it, best first; all nodes if not given.")
+@click.option("--lease-s", default=10, show_default=True, type=click.IntRange(5, 3600), help="NFSv4 lease.")
+@click.option("--grace-s", default=10, show_default=True, type=click.IntRange(5, 3600), help="NFSv4 grace.")
+@click.option("--format", "formatting", is_flag=True, help="Write partition table, label and file system.")
+@click.option("--force", is_flag=True, help="Also on a disk that is not empty: ALL ON IT IS LOST.")
+@config_option
+def volume_add(
+    name: str,
+    device: str,
+    address: str,
+    clients: tuple[str, ...],
+    fstype: str,
+    nodes: tuple[str, ...],
+    lease_s: int,
+    grace_s: int,
+    formatting: bool,
+    force: bool,
+    config: Path,
+) -> None:
+    """Make a disk the volume NAME, and serve it."""
+    cluster = _config(config)
+    new = _new_volume(name, address, clients, fstype, nodes, lease_s, grace_s, cluster)
+    if not formatting:
+        fail("a volume is made on an empty disk: repeat with --format (it writes a new file system)", Exit.USAGE)
+    known = [each["name"] for each in ask("status")["volumes"]]
+    if name in known:
+        fail(f"there is a volume {name} already; choose another name", Exit.USAGE)
+    bad = [c for c in _checked(device, lambda port: check_device(port, cluster.identity.key(PROBE_EPOCH))) if not c.ok]
+    if bad and not force:
+        text = "; ".join(f"{each.name}: {each.detail}" for each in bad)
+        fail(f"{device} does not keep what a volume needs ({text}). Nothing was written", Exit.REFUSED)
+    records = Records(STABLE, BOOT)
+    try:
+        label = format_volume(
+            device,
+            new,
+            cluster.identity,
+            floor=records.floor(name),
+            intent=lambda epoch: records.intend(name, epoch),
+            clock=time.monotonic,
+            force=force,
+            say=lambda line: click.echo(f"  {line}"),
+        )
+    except (FencingError, HaError, OSError) as wrong:
+        fail(str(wrong), Exit.REFUSED)
+    ask("rescan")
+    click.echo(f"volume {name} is made on {device}, epoch {label.epoch}; it will be served in a moment")
+
+
+def _config(path: Path) -> Config:
+    try:
+        return load(path, hostname=os.uname().nodename)
+    except HaError as wrong:
+        fail(str(wrong), Exit.USAGE)
+
+
+def _new_volume(
+    name: str,
+    address: str,
+    clients: tuple[str, ...],
+    fstype: str,
+    nodes: tuple[str, ...],
+    lease_s: int,
+    grace_s: int,
+    cluster: Config,
+) -> NewVolume:
+    """What the label is to say. Ends the process with a clear line for wrong input."""
+    if not NAME.fullmatch(name):
+        fail(f"{name!r}: a name has 1 to 15 lower-case letters, digits and dashes, a letter first", Exit.USAGE)
+    unknown = [node for node in nodes if node not in cluster.numbers]
+    if unknown:
+        fail(f"no node {unknown[0]!r}; there are {', '.join(sorted(cluster.numbers))}", Exit.USAGE)
+    try:
+        if "/" not in address or ipaddress.ip_interface(address).network.prefixlen in (0,):
+            raise ValueError(f"{address!r} has no prefix length")
+        networks = tuple(str(ipaddress.ip_network(each)) for each in clients)
+    except ValueError as wrong:
+        fail(f"{wrong}; give an address as 192.0.2.50/24, a network of clients as 192.0.2.0/24", Exit.USAGE)
+    return NewVolume(
+        name=name,
+        cluster_name=cluster.cluster.name,
+        fstype=fstype,
+        address=address,
+        clients=networks,
+        nodes=nodes,
+        lease_s=lease_s,
+        grace_s=grace_s,
+        wanted="started",
+    )

@@ -1,0 +1,85 @@
+"""`hactl init`: the configuration and the key of a new cluster."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import uuid
+from pathlib import Path
+
+import click
+
+from hactl.cli.client import fail
+from hactl.cli.exits import Exit
+from nodewatch.config import ConfigError, parse_config
+
+KEY_BYTES = 32
+
+
+@click.command()
+@click.option("--cluster", required=True, help="A name for the cluster.")
+@click.option("--node", "nodes", multiple=True, required=True, metavar="NAME=NUMBER,ADDRESS")
+@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve /metrics on each node's address.")
+@click.option("--dir", "directory", type=click.Path(path_type=Path), default=Path("/etc/hactl"), show_default=True)
+def init(cluster: str, nodes: tuple[str, ...], metrics_port: int | None, directory: Path) -> None:
+    """Write hactl.toml and cluster.key for a new cluster; then copy both to every node.
+
+    NUMBER (1 to 4095) is a node's for good: it is part of the keys on the disks. Never give it to another node.
+    """
+    text = render_config(cluster, [parse_node(each) for each in nodes], metrics_port, str(uuid.uuid4()), directory)
+    try:
+        parse_config(text)
+    except ConfigError as wrong:
+        fail(str(wrong), Exit.USAGE)
+    config, key = directory / "hactl.toml", directory / "cluster.key"
+    for path in (config, key):
+        if path.exists():
+            fail(f"{path} exists already: this node is in a cluster. Nothing was written", Exit.USAGE)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(key, secrets.token_hex(KEY_BYTES) + "\n", 0o600)
+        _write(config, text, 0o644)
+    except OSError as wrong:
+        fail(f"{wrong.filename}: {wrong.strerror}", Exit.USAGE)
+    click.echo(f"Wrote {config} and {key}. Copy both to every node (the key is secret, mode 0600), then on each:")
+    click.echo("  systemctl enable --now hactl-nodewatch hactld")
+
+
+def parse_node(text: str) -> tuple[str, int, str]:
+    """`NAME=NUMBER,ADDRESS`. Raises click.BadParameter."""
+    name, equals, rest = text.partition("=")
+    number, comma, address = rest.partition(",")
+    if not (name and equals and comma and address and number.isdigit()):
+        raise click.BadParameter(f"{text!r}: NAME=NUMBER,ADDRESS is expected, as in n1=1,192.0.2.11")
+    return name, int(number), address
+
+
+def render_config(
+    cluster: str, nodes: list[tuple[str, int, str]], metrics_port: int | None, ident: str, directory: Path
+) -> str:
+    parts = [
+        "# hactl: one file for the whole cluster, the same on every node.",
+        "[cluster]",
+        f"name = {_quoted(cluster)}",
+        f"uuid = {_quoted(ident)}",
+        f"key_file = {_quoted(str(directory / 'cluster.key'))}",
+    ]
+    for name, number, address in nodes:
+        parts += ["", "[[node]]", f"name = {_quoted(name)}", f"number = {number}", f"address = {_quoted(address)}"]
+    if metrics_port is not None:
+        parts += ["", "[metrics]", "# An empty host means the node's own address.", f'listen = ":{metrics_port}"']
+    return "\n".join(parts) + "\n"
+
+
+def _quoted(text: str) -> str:
+    if any(c in text for c in '"\\\n') or not text.isprintable():
+        raise click.BadParameter(f"{text!r}: no quotes, backslashes or control characters")
+    return f'"{text}"'
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with open(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,29 @@
+"""The `hactl` command: parse, call one function, render."""
+
+from __future__ import annotations
+
+import click
+
+from hactl.cli.clustercmd import events, fence, history, keys, status, timing, unfence, watch
+from hactl.cli.diskcmd import check, volume_add
+from hactl.cli.initcmd import init
+from hactl.cli.nodecmd import node
+from hactl.cli.volumecmd import volume
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hactl", message="hactl %(version)s")
+def main() -> None:
+    """High availability for storage that several hosts share.
+
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage or configuration (nothing changed), 3 the outcome is not
+    known, 4 hactld does not answer, 5 something is wrong (`status --check`, `check`).
+    """
+
+
+volume.add_command(volume_add)
+for command in (init, node, volume, status, watch, keys, fence, unfence, history, events, check, timing):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main()

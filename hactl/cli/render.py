@@ -1,0 +1,128 @@
+"""Tables and lines for people. Every function takes the JSON form and gives text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=False)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Left-aligned columns, two blanks apart; "-" for what is empty."""
+    cells = [list(head), *[[_cell(value) for value in row] for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value in (None, "", []) else str(value)
+
+
+def status(state: dict[str, Any]) -> str:
+    """The whole cluster at a glance: what is wrong comes last, where the eye stays."""
+    parts = [
+        f"cluster {state['cluster']}   leader {state['leader'] or '-'} (term {state['term']})   "
+        f"quorum {'yes' if state['quorum'] else 'NO'}   seen from {state['me']}",
+        "",
+        volumes(state["volumes"]),
+        "",
+        nodes(state["nodes"]),
+    ]
+    lines = wrong(state)
+    parts += ["", *(["Nothing is wrong."] if not lines else ["Wrong:", *[f"  {line}" for line in lines]])]
+    return "\n".join(parts)
+
+
+def wrong(state: dict[str, Any]) -> list[str]:
+    """Everything that the status says is not as it should be, a line each."""
+    lines = list(state["problems"])
+    lines += [f"node {n['name']}: {reason}" for n in state["nodes"] for reason in n["reasons"]]
+    return lines + [f"volume {v['name']}: {problem}" for v in state["volumes"] for problem in v["problems"]]
+
+
+def event(entry: dict[str, Any]) -> str:
+    when = datetime.fromtimestamp(entry["unix_ms"] / 1000)
+    return f"{when:%H:%M:%S}.{entry['unix_ms'] % 1000:03d}  {entry['text']}"
+
+
+def words(value: object) -> str:
+    """A value of any JSON type on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={part}" for key, part in value.items()) or "-"
+    if isinstance(value, list):
+        return "; ".join(str(part) for part in value) or "-"
+    return _cell(value)
+
+
+def volumes(each: list[dict[str, Any]]) -> str:
+    if not each:
+        return "no volumes; add one with `hactl volume add NAME --device … --address …`"
+    head = ("VOLUME", "STATE", "ON", "EPOCH", "KEY", "NEXT", "ADDRESS")
+    rows = [
+        (v["name"], v["state"].upper() if v["state"] == "down" else v["state"], v["server"], v["epoch"], v["key"],
+         v["next"], v["address"])
+        for v in each
+    ]  # fmt: skip
+    return table(head, rows)
+
+
+def nodes(each: list[dict[str, Any]]) -> str:
+    head = ("NODE", "NUMBER", "STATE", "DAEMON", "READY")
+    return table(head, [(n["name"], n["number"], n["state"], n["daemon"], n["ready"]) for n in each])
+
+
+def history(each: list[dict[str, Any]]) -> str:
+    """One paragraph a takeover: where from, where to, why, and how long each step took."""
+    if not each:
+        return "no takeover is on record"
+    return "\n\n".join(_takeover(one) for one in each)
+
+
+def _takeover(one: dict[str, Any]) -> str:
+    head = (
+        f"volume {one['volume']}  {one['from'] or '-'} -> {one['to']}  epoch {one['epoch']}  key {one['key']}  "
+        f"{one['verdict']}: {one['cause']}"
+    )
+    if not one["steps"]:
+        return head
+    begin = min(step["start_unix_ms"] for step in one["steps"])
+    rows = [
+        (
+            step["name"],
+            f"{step['start_unix_ms'] - begin:.0f}",
+            f"{step['end_unix_ms'] - step['start_unix_ms']:.0f}",
+            step["node"],
+            step["detail"],
+        )
+        for step in one["steps"]
+    ]
+    body = table(("  step", "from ms", "took ms", "by the clock of", ""), [(f"  {r[0]}", *r[1:]) for r in rows])
+    return f"{head}\n{body}"
+
+
+def keys(each: list[dict[str, Any]]) -> str:
+    head = ("VOLUME", "DEVICE", "KEY", "HOLDER", "MEANING")
+    return table(head, [(k["volume"], k["device"], k["key"], k["holder"], k["meaning"]) for k in each])
+
+
+def timing(rows: list[dict[str, Any]]) -> str:
+    head = ("PHASE", "BEST ms", "WORST ms", "BECAUSE")
+    return table(head, [(r["phase"], r["best_ms"], r["worst_ms"], r["because"]) for r in rows])
+
+
+def checks(each: list[dict[str, Any]]) -> str:
+    return "\n".join(f"{'ok  ' if c['ok'] else 'FAIL'}  {c['name']}: {c['detail']}" for c in each)
+
+
+def show(value: Any, text: str, json_wanted: bool) -> None:
+    click.echo(as_json(value) if json_wanted else text)

@@ -1,0 +1,311 @@
+"""The state machine of one volume on one node: take it, serve it, give it back. Pure.
+
+Theory. Right to *write* is the handle on the disk, right to *serve* is the lease. The leader's assignment is
+neither: it is only the word to try. So the machine holds these rules, and `check` states them as code:
+
+1. The file system is mounted only after a handle was acquired and read back in this boot (`Step.ACQUIRE`, or
+   `Step.VERIFY` of the recorded one after a restart of the daemon).
+2. The address is opened only after: own lease held, the old primary's lease over (`wait_until_ms`), and the
+   handle verified *after* both became true.
+3. A lost lease suspends at once; it resumes only through a new verification of the handle.
+4. A lost handle, or a word that the volume is another's, leads to `LEAVING`: address first, then the export,
+   the tracking, the file system. Nothing is taken again before every step of that is seen done.
+5. One step runs at a time. Each is idempotent: after a crash the same sequence is run from its start, and
+   what already stands is found standing.
+
+Calypso's three phases of recovery are `ACQUIRING..OPENING` (stop and take over), `RECLAIMING` (clients present
+their opens and locks) and `SERVING` (resume).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import assert_never
+
+from hactl.messages import ORDER_NONE, Order
+
+STUCK_RETRY_MS = 2000
+VERIFY_EVERY_MS = 500
+GRACE_POLL_MS = 200
+
+
+class Phase(StrEnum):
+    STANDBY = "standby"
+    ADOPTING = "adopting"
+    ACQUIRING = "acquiring"
+    MOUNTING = "mounting"
+    EXPORTING = "exporting"
+    WAITING = "waiting"
+    VERIFYING = "verifying"
+    OPENING = "opening"
+    RECLAIMING = "reclaiming"
+    SERVING = "serving"
+    SUSPENDED = "suspended"
+    LEAVING = "leaving"
+    STUCK = "stuck"
+
+
+class Step(StrEnum):
+    """What an effect asks of the kernel, the disk or nodewatch; each may be run again at any time.
+
+    ACQUIRE: make a new handle; its epoch is on stable storage BEFORE the disk hears of it, and recorded for this
+    boot BEFORE the next step. TRACK and EXPORT bring nfsd up without an address. OPEN hands the gate to
+    nodewatch, then wakes the clients. RELEASE writes `wanted=stopped` into the label BEFORE it gives up the
+    handle. FORGET removes this boot's record of the handle AFTER the file system is gone.
+    """
+
+    ACQUIRE = "acquire"
+    VERIFY = "verify"
+    MOUNT = "mount"
+    TRACK = "track"
+    EXPORT = "export"
+    OPEN = "open"
+    WATCH_GRACE = "watch-grace"
+    SHUT = "shut"
+    UNEXPORT = "unexport"
+    UNTRACK = "untrack"
+    UNMOUNT = "unmount"
+    RELEASE = "release"
+    FORGET = "forget"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assigned:
+    """The leader's word for this volume. `wait_until_ms` is on this node's monotonic clock."""
+
+    order: Order
+    mine: bool
+    stop: bool = False
+    wait_until_ms: int = 0
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDone:
+    step: Step
+    settled: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFailed:
+    """`lost` says that the disk itself told that the handle is gone (not merely that nothing was learned)."""
+
+    step: Step
+    text: str
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseChanged:
+    held: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time passed: `now_ms` on this node's monotonic clock."""
+
+    now_ms: int
+
+
+Event = Assigned | StepDone | StepFailed | LeaseChanged | Tick
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The only effect: run one step. `forced` (UNMOUNT) says that the disk is lost, so nothing can be flushed."""
+
+    step: Step
+    forced: bool = False
+
+
+_LEAVE = (Step.SHUT, Step.UNEXPORT, Step.UNTRACK, Step.UNMOUNT)
+_NEXT_TAKE = {
+    Phase.ACQUIRING: (Phase.MOUNTING, Step.MOUNT),
+    Phase.MOUNTING: (Phase.EXPORTING, Step.TRACK),
+}
+HOLDING = frozenset(Phase) - {Phase.STANDBY}
+OPEN_PHASES = frozenset({Phase.OPENING, Phase.RECLAIMING, Phase.SERVING})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """What the machine knows of one volume. Start with `standby(name)` or `adopting(name, order)`.
+
+    `stale`: the lease was lost since the running step began, so a verification may have looked too early.
+    """
+
+    name: str
+    phase: Phase = Phase.STANDBY
+    order: Order = ORDER_NONE
+    mine: bool = False
+    stop: bool = False
+    wait_until_ms: int = 0
+    cause: str = ""
+    lease: bool = False
+    stale: bool = False
+    running: Step | None = None
+    lost: bool = False
+    shut: bool = False
+    leaving_for: str = ""
+    failed: Order = ORDER_NONE
+    failure: str = ""
+    now_ms: int = 0
+    next_check_ms: int = 0
+
+    @property
+    def holding(self) -> bool:
+        """True while this node may write or serve: nobody else is sent in by a planned move.
+
+        A node whose handle is lost and whose address is shut holds nothing, even when its dead file system
+        cannot be unmounted yet: it must not keep the volume from the next taker.
+        """
+        return self.phase in HOLDING and not (self.lost and self.shut)
+
+    def step(self, event: Event) -> tuple[Volume, tuple[Run, ...]]:
+        """One event in, the new state and what to run. Never raises for an event that comes too late."""
+        match event:
+            case Tick():
+                return replace(self, now_ms=event.now_ms)._proceed()
+            case LeaseChanged():
+                return replace(self, lease=event.held, stale=self.stale or not event.held)._proceed()
+            case Assigned():
+                return self._assigned(event)._proceed()
+            case StepDone() | StepFailed() if event.step is not self.running:
+                return self, ()  # the answer to a step that this life did not ask for
+            case StepDone():
+                return replace(self, running=None)._done(event)
+            case StepFailed():
+                return replace(self, running=None)._failed(event)
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    def _assigned(self, event: Assigned) -> Volume:
+        if event.order < self.order:
+            return self  # an older leader's word
+        wait = event.wait_until_ms
+        if event.order == self.order and self.mine:
+            wait = min(wait, self.wait_until_ms)  # told again: each telling is safe, so the earliest counts
+        return replace(
+            self,
+            order=event.order,
+            mine=event.mine,
+            stop=event.stop and not event.mine,
+            wait_until_ms=wait,
+            cause=event.cause or self.cause,
+        )
+
+    def _run(self, phase: Phase, step: Step, *, forced: bool = False) -> tuple[Volume, tuple[Run, ...]]:
+        return replace(self, phase=phase, running=step, stale=False), (Run(step=step, forced=forced),)
+
+    def _proceed(self) -> tuple[Volume, tuple[Run, ...]]:
+        """What can start now, with no step running."""
+        if self.running is not None:
+            return self, ()
+        match self.phase:
+            case Phase.STANDBY:
+                if self.mine and self.failed != self.order:
+                    return replace(self, failure="", lost=False)._run(Phase.ACQUIRING, Step.ACQUIRE)
+                return self, ()
+            case Phase.STUCK:
+                return self._leave("trying again") if self.now_ms >= self.next_check_ms else (self, ())
+            case Phase.LEAVING:
+                return self, ()
+            case _ if not self.mine:
+                return self._leave("the leader gave it to another" if not self.stop else "stopped")
+            case Phase.WAITING:
+                ready = self.lease and self.now_ms >= self.wait_until_ms
+                return self._run(Phase.VERIFYING, Step.VERIFY) if ready else (self, ())
+            case Phase.RECLAIMING | Phase.SERVING if not self.lease:
+                return replace(self, phase=Phase.SUSPENDED, next_check_ms=self.now_ms), ()
+            case Phase.RECLAIMING if self.now_ms >= self.next_check_ms:
+                return self._again(GRACE_POLL_MS)._run(Phase.RECLAIMING, Step.WATCH_GRACE)
+            case Phase.SERVING | Phase.SUSPENDED if self.now_ms >= self.next_check_ms:
+                return self._again(VERIFY_EVERY_MS)._run(self.phase, Step.VERIFY)
+            case _:
+                return self, ()
+
+    def _again(self, after_ms: int) -> Volume:
+        return replace(self, next_check_ms=self.now_ms + after_ms)
+
+    def _leave(self, why: str, *, lost: bool = False) -> tuple[Volume, tuple[Run, ...]]:
+        leaving = replace(self, leaving_for=self.leaving_for or why, lost=self.lost or lost, shut=False)
+        return leaving._run(Phase.LEAVING, _LEAVE[0])
+
+    def _done(self, event: StepDone) -> tuple[Volume, tuple[Run, ...]]:
+        if self.phase is Phase.LEAVING:
+            return self._left(event.step)
+        if not self.mine:
+            return self._proceed()
+        match self.phase, event.step:
+            case (Phase.ADOPTING, _):
+                return self._run(Phase.MOUNTING, Step.MOUNT)
+            case (Phase.ACQUIRING | Phase.MOUNTING, _):
+                return self._run(*_NEXT_TAKE[self.phase])
+            case (Phase.EXPORTING, Step.TRACK):
+                return self._run(Phase.EXPORTING, Step.EXPORT)
+            case (Phase.EXPORTING, _):
+                return replace(self, phase=Phase.WAITING)._proceed()
+            case (Phase.VERIFYING, _):
+                if not self.lease or self.stale:
+                    return replace(self, phase=Phase.WAITING)._proceed()
+                return self._run(Phase.OPENING, Step.OPEN)
+            case (Phase.OPENING, _) if self.stale:
+                return replace(self, phase=Phase.SUSPENDED, next_check_ms=0)._proceed()
+            case (Phase.OPENING, _):
+                return replace(self, phase=Phase.RECLAIMING, next_check_ms=0)._proceed()
+            case (Phase.RECLAIMING, Step.WATCH_GRACE) if event.settled:
+                return replace(self, phase=Phase.SERVING)._proceed()
+            case (Phase.SUSPENDED, _) if self.lease and not self.stale:
+                return self._run(Phase.OPENING, Step.OPEN)
+            case _:
+                return self._proceed()
+
+    def _left(self, step: Step) -> tuple[Volume, tuple[Run, ...]]:
+        if step in _LEAVE[:-1]:
+            following = _LEAVE[_LEAVE.index(step) + 1]
+            return replace(self, shut=True)._run(
+                Phase.LEAVING, following, forced=self.lost and following is Step.UNMOUNT
+            )
+        if step is Step.UNMOUNT and self.stop and not self.lost:
+            return self._run(Phase.LEAVING, Step.RELEASE)
+        if step is not Step.FORGET:
+            return self._run(Phase.LEAVING, Step.FORGET)
+        return replace(self, phase=Phase.STANDBY, stop=False, lost=False, shut=False, leaving_for="")._proceed()
+
+    def _failed(self, event: StepFailed) -> tuple[Volume, tuple[Run, ...]]:
+        failed = replace(self, failure=f"{event.step}: {event.text}")
+        match self.phase:
+            case Phase.LEAVING:
+                return replace(failed, phase=Phase.STUCK, next_check_ms=self.now_ms + STUCK_RETRY_MS), ()
+            case Phase.ACQUIRING:
+                # Nothing is mounted, and the acquisition cleaned up behind itself: no handle is held.
+                return replace(failed, phase=Phase.STANDBY, failed=self.order), ()
+            case Phase.RECLAIMING if not event.lost:
+                return failed, ()  # grace then ends by its own time, which is only slower
+            case Phase.SERVING | Phase.SUSPENDED if not event.lost:
+                return failed, ()  # nothing learned: ask again at the next check; the disk itself still judges
+            case _:
+                return replace(failed, failed=self.order)._leave(failed.failure, lost=event.lost)
+
+
+def standby(name: str) -> Volume:
+    """The state of a volume that this node has nothing of."""
+    return Volume(name=name)
+
+
+def adopting(name: str, order: Order) -> tuple[Volume, tuple[Run, ...]]:
+    """After a restart of the daemon, with a handle recorded in this boot: verify it before anything else."""
+    return Volume(name=name, order=order, mine=True)._run(Phase.ADOPTING, Step.VERIFY)
+
+
+def check(volume: Volume) -> list[str]:
+    """The invariants that a state must keep, each as a sentence when broken. Empty is well."""
+    broken = []
+    if volume.phase in OPEN_PHASES and volume.lost:
+        broken.append("the address is open though the handle is lost")
+    if volume.phase is Phase.STANDBY and volume.running is not None:
+        broken.append(f"standby, yet {volume.running} runs")
+    if volume.phase is Phase.LEAVING and volume.running is None:
+        broken.append("leaving, yet nothing runs: it would never end")
+    return broken

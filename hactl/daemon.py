@@ -1,0 +1,379 @@
+"""hactld: wires nodewatch, disks, exports, the leader's placement and the local API together.
+
+    nodewatch view/messages --> Members --> Leader (if we lead) --Assign--> every hactld
+    Assign ------------------> VolumeRuntime (per volume) --> Interpreter --> disk, export, gate
+
+The loop decides and never blocks: whatever may block runs on a volume's own threads. When this process stops,
+nothing that it serves stops: nodewatch keeps the gates for a while, and the next hactld adopts what it finds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hactl import controller, messages
+from hactl.config import Config, load
+from hactl.errors import HaError, RequestRefused
+from hactl.journal import Journal
+from hactl.leader import Leader
+from hactl.members import Members
+from hactl.messages import Assign, Message, Reply, Report, Request, Rescan
+from hactl.placement import Facts
+from hactl.record import Records, Takeover
+from hactl.runtime import Clock
+from hactl.verbs import Verbs
+from hactl.volumes import VolumeSet
+from nodewatch._client import NodeWatchClient, NodeWatchUnreachable
+from nodewatch.view import View
+
+BEAT_S = 0.25
+TELL_S = 1.0
+SCAN_S = 5.0
+REQUEST_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paths:
+    config: Path = Path("/etc/hactl/hactl.toml")
+    stable: Path = Path("/var/lib/hactl")
+    boot: Path = Path("/run/hactl")
+
+    @property
+    def api(self) -> Path:
+        return self.boot / "hactl.sock"
+
+    @property
+    def nodewatch(self) -> Path:
+        return self.boot / "nodewatch.sock"
+
+
+class GateKeeper:
+    """The interpreter's gate, kept by nodewatch: it renews the address while this node's lease runs."""
+
+    def __init__(self, nodewatch: NodeWatchClient, wait_s: float) -> None:
+        self._nodewatch = nodewatch
+        self._wait_s = wait_s
+        self._changed = asyncio.Event()
+
+    def note(self) -> None:
+        """The view changed: whoever waits looks again."""
+        self._changed.set()
+
+    async def open(self, volume: str, gate: tuple[int, bytes, bytes]) -> None:
+        self._nodewatch.gate(volume, *gate)
+        await self._until(volume, "open")
+
+    async def shut(self, volume: str) -> None:
+        self._nodewatch.ungate(volume)
+        await self._until(volume, "")
+
+    def _seen(self, volume: str) -> str:
+        view = self._nodewatch.view
+        return view.gates.get(volume, "") if view is not None else ""
+
+    async def _until(self, volume: str, wanted: str) -> None:
+        deadline = asyncio.get_running_loop().time() + self._wait_s
+        while (seen := self._seen(volume)) != wanted:
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                raise HaError(f"nodewatch says that the gate of {volume} is {seen or 'gone'!r}, not {wanted!r}")
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
+
+
+class Daemon:
+    """One hactld. `run` returns when told to stop."""
+
+    def __init__(self, config: Config, paths: Paths, clock: Clock, log: Callable[[str], None]) -> None:
+        self.config = config
+        self.clock = clock
+        self.paths = paths
+        self.journal = Journal(log, clock.unix_ms)
+        self.records = Records(paths.stable, paths.boot)
+        self.members = Members(me=config.me, overdue_ms=config.timing.overdue_ms)
+        self.nodewatch = NodeWatchClient()
+        self.leader = Leader(
+            bar=self.nodewatch.bar, lift=self.nodewatch.lift, tell=self._tell_assign, log=self.journal.say
+        )
+        self.gate = GateKeeper(self.nodewatch, wait_s=config.timing.lease_ms / 1000 * 2)
+        self.volumes = VolumeSet(
+            config=config,
+            records=self.records,
+            gate=self.gate,
+            clock=clock,
+            log=self.journal.say,
+            changed=self._changed,
+            finished=self._finished,
+        )
+        self.boot = uuid.uuid4().hex[:12]
+        self._assign: Assign | None = None
+        self._assign_at_ms = 0
+        self._seen_ms = 0
+        self._lease = False
+        self._replies: dict[str, asyncio.Future[Reply]] = {}
+        self._dirty = asyncio.Event()
+        self._scan_now = asyncio.Event()
+        self._stop = asyncio.Event()
+        self.failed = ""
+
+    @property
+    def view(self) -> View:
+        """What nodewatch says; there is one from `connect` on."""
+        view = self.nodewatch.view
+        if view is None:
+            raise HaError("nodewatch has not said anything yet; see `systemctl status hactl-nodewatch`")
+        return view
+
+    # -- what comes in ------------------------------------------------------------------------------------------
+
+    def on_view(self, view: View) -> None:
+        self._seen_ms = self.clock.now_ms()
+        self.gate.note()
+        lease = view.quorum and view.lease_left_ms > 0 and not view.barred
+        if lease != self._lease:
+            self._lease = lease
+            self.journal.say(f"lease {'held' if lease else 'lost'}: quorum={view.quorum} barred={view.barred}")
+            for runtime in self.volumes.running():
+                runtime.feed(controller.LeaseChanged(held=lease))
+        if view.leader != self.config.me:
+            self.leader.step_down()
+        self._dirty.set()
+
+    def on_message(self, sender: str, body: Any) -> None:
+        try:
+            message = messages.decode(body)
+        except messages.MessageError as wrong:
+            self.journal.say(f"message from {sender} dropped: {wrong}")
+            return
+        self._handle(sender, message)
+
+    def _handle(self, sender: str, message: Message) -> None:
+        match message:
+            case Report():
+                node = self.view.nodes.get(sender)
+                if node is not None and self.members.reported(sender, node.generation, message):
+                    self._dirty.set()
+            case Assign():
+                self._take_word(sender, message)
+            case Request():
+                self._answer(sender, message)
+            case Reply():
+                waiting = self._replies.pop(message.ident, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
+            case Rescan():
+                self._scan_now.set()
+            case messages.Finished():
+                self.records.append_foreign(message.takeover)
+
+    def _take_word(self, sender: str, assign: Assign) -> None:
+        """The leader's table. A table of an older term than one already followed is an old leader's."""
+        if self._assign is not None and assign.term < self._assign.term:
+            return
+        if sender != self.config.me:
+            self.leader.heard(assign)
+        self._assign = assign
+        self._follow(assign)
+
+    def _follow(self, assign: Assign) -> None:
+        for runtime in self.volumes.running():
+            word = assign.volumes.get(runtime.name)
+            if word is not None:
+                runtime.told(word, word.node == self.config.me)
+
+    def _changed(self) -> None:
+        self._dirty.set()
+
+    def _finished(self, takeover: Takeover) -> None:
+        self.records.append(takeover)
+        self.journal.say(
+            f"takeover volume={takeover.volume} from={takeover.source or '-'} to={takeover.target} "
+            f"epoch={takeover.epoch} verdict={takeover.verdict} cause={takeover.cause!r}"
+        )
+        self._send("*", messages.Finished(takeover=takeover.as_json()))
+
+    # -- what goes out ------------------------------------------------------------------------------------------
+
+    def _send(self, to: str, message: Message) -> None:
+        self.nodewatch.send(to, messages.encode(message))
+
+    def _tell_assign(self, assign: Assign) -> None:
+        self._send("*", assign)
+        self._handle(self.config.me, assign)
+
+    def report(self) -> Report:
+        return Report(boot=self.boot, standby=False, volumes=self.volumes.reports())
+
+    def facts(self) -> Facts:
+        view = self.view
+        return self.members.facts(
+            dict(view.nodes),
+            term=view.term,
+            seen_ms=self._seen_ms,
+            now_ms=self.clock.now_ms(),
+            now_unix_ms=int(self.clock.unix_ms()),
+        )
+
+    def leads(self) -> bool:
+        return self.view.leader == self.config.me
+
+    # -- commands -----------------------------------------------------------------------------------------------
+
+    async def command(self, verb: str, args: dict[str, str]) -> dict[str, str]:
+        """Have the leader carry out a command, wherever it is. Raises RequestRefused, or HaError without leader."""
+        leader = self.view.leader
+        if not leader:
+            raise HaError("there is no leader now, so nothing can be changed; see `hactl status`")
+        request = Request(ident=uuid.uuid4().hex, verb=verb, args=args)
+        if leader == self.config.me:
+            return self.leader.request(request, self.facts())
+        waiting: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._replies[request.ident] = waiting
+        self._send(leader, request)
+        try:
+            reply = await asyncio.wait_for(waiting, REQUEST_S)
+        except TimeoutError:
+            raise HaError(
+                f"the leader {leader} did not answer; whether it acted is unknown: see `hactl status`"
+            ) from None
+        finally:
+            self._replies.pop(request.ident, None)
+        if reply.error:
+            raise RequestRefused(reply.error)
+        return dict(reply.result)
+
+    def _answer(self, sender: str, request: Request) -> None:
+        try:
+            if not self.leads():
+                raise RequestRefused(f"{self.config.me} is not the leader (any more); try again")
+            reply = Reply(ident=request.ident, error="", result=self.leader.request(request, self.facts()))
+        except RequestRefused as refused:
+            reply = Reply(ident=request.ident, error=str(refused), result={})
+        self._send(sender, reply)
+
+    def rescan(self) -> None:
+        """Look at the disks again, here and everywhere."""
+        self._scan_now.set()
+        self._send("*", Rescan())
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until SIGTERM. Raises HaError if nodewatch cannot be reached or the API's socket is taken."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        self.nodewatch.on_view(self.on_view)
+        self.nodewatch.on_message(self.on_message)
+        self.nodewatch.on_lost(self._lost_nodewatch)
+        await self.nodewatch.connect(str(self.paths.nodewatch))
+        await self._scan()  # before the first report: what is not reported counts as not held
+        verbs = Verbs(self)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._end)
+            server = await verbs.api().listen(self.paths.api)
+            stack.callback(server.close)
+            verbs.serve_metrics()
+            self.journal.say(f"hactld of {self.config.me} is up, cluster {self.config.cluster.name}")
+            tasks = [loop.create_task(work()) for work in (self._beat, self._decide, self._tell, self._look)]
+            tasks.append(loop.create_task(self._until_stopped()))
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+            for task in done:
+                task.result()
+        if self.failed:
+            raise HaError(self.failed)
+
+    def _lost_nodewatch(self) -> None:
+        """Without nodewatch there is no lease and no leader. Start anew: what serves is adopted, or is shut by then."""
+        self.journal.say("nodewatch hung up; starting anew")
+        self.failed = "nodewatch hung up"
+        self._stop.set()
+
+    async def _until_stopped(self) -> None:
+        await self._stop.wait()
+
+    async def _end(self) -> None:
+        self.volumes.close()
+        self.nodewatch.close()
+
+    async def _beat(self) -> None:
+        while True:
+            self.nodewatch.beat()
+            await asyncio.sleep(BEAT_S)
+
+    async def _decide(self) -> None:
+        """React to changes: report what changed here, place what changed anywhere. One pass for a burst of them."""
+        last: Report | None = None
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            report = self.report()
+            if report != last:
+                last = report
+                self.members.reported(self.config.me, 0, report)
+                self._send("*", report)
+            if self.leads():
+                self.leader.decide(self.facts())
+
+    async def _tell(self) -> None:
+        """Say everything again once a second: a lost message costs time, never meaning."""
+        while True:
+            await asyncio.sleep(TELL_S)
+            self._send("*", self.report())
+            if self.leads():
+                self.leader.decide(self.facts(), tell_anyway=True)
+            await self.volumes.tend()
+
+    async def _look(self) -> None:
+        """Find volumes that came or changed: now and then, and at once when somebody says so."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._scan_now.wait(), SCAN_S)
+            self._scan_now.clear()
+            await self._scan()
+
+    async def _scan(self) -> None:
+        for runtime in await self.volumes.scan():
+            runtime.feed(controller.LeaseChanged(held=self._lease))
+            if self._assign is not None and runtime.name in self._assign.volumes:
+                self._follow(self._assign)
+        self._dirty.set()
+
+
+def main() -> None:
+    """`python -m hactl.daemon --config FILE`: exit code 2 for a configuration that is refused."""
+    parser = argparse.ArgumentParser(prog="hactld", description="hactl's recovery controller")
+    parser.add_argument("--config", type=Path, default=Path("/etc/hactl/hactl.toml"))
+    parser.add_argument("--stable", type=Path, default=Path("/var/lib/hactl"))
+    parser.add_argument("--boot", type=Path, default=Path("/run/hactl"))
+    options = parser.parse_args()
+    paths = Paths(config=options.config, stable=options.stable, boot=options.boot)
+    clock = Clock(monotonic_s=time.monotonic, unix_ms=lambda: time.time() * 1000)
+    try:
+        config = load(paths.config, hostname=os.uname().nodename)
+    except HaError as wrong:
+        print(f"hactld: {wrong}", file=sys.stderr)
+        raise SystemExit(2) from wrong
+    try:
+        asyncio.run(Daemon(config, paths, clock, log=lambda line: print(line, flush=True)).run())
+    except (HaError, NodeWatchUnreachable) as failed:
+        print(f"hactld: {failed}", file=sys.stderr)
+        raise SystemExit(1) from failed
+
+
+if __name__ == "__main__":
+    main()

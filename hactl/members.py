@@ -1,0 +1,92 @@
+"""What this node knows of the others: nodewatch's view joined with the reports of their hactlds.
+
+Turns both into the `Facts` that the placement decides on. Keeps the last report of each node for as long as the
+node's generation (one boot of its nodewatch) lasts: a node that came back is unknown until it reported anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hactl.messages import Report
+from hactl.placement import Facts, NodeFacts
+
+
+class NodeSeen(Protocol):
+    """One node in nodewatch's view (`nodewatch.view.NodeView`). Times in milliseconds."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def heard_ms_ago(self) -> int | None: ...
+    @property
+    def daemon(self) -> str: ...
+    @property
+    def barred(self) -> bool: ...
+    @property
+    def confirmed(self) -> bool: ...
+    @property
+    def safe_in_ms(self) -> int | None: ...
+
+
+@dataclass(slots=True)
+class _Known:
+    generation: int
+    report: Report
+
+
+@dataclass(slots=True)
+class Members:
+    """The reports, by node, and when each node was first seen overdue (for the timeline)."""
+
+    me: str
+    overdue_ms: int
+    _reports: dict[str, _Known] = field(default_factory=dict)
+    _heard_unix_ms: dict[str, int] = field(default_factory=dict)
+    _overdue_unix_ms: dict[str, int] = field(default_factory=dict)
+
+    def reported(self, node: str, generation: int, report: Report) -> bool:
+        """Take a report in; True if it says anything new."""
+        before = self._reports.get(node)
+        self._reports[node] = _Known(generation=generation, report=report)
+        return before is None or before.report != report or before.generation != generation
+
+    def facts(self, nodes: dict[str, NodeSeen], *, term: int, seen_ms: int, now_ms: int, now_unix_ms: int) -> Facts:
+        """The placement's view. `seen_ms` is when (monotonic) the nodewatch view came in: waits count from it."""
+        return Facts(
+            me=self.me,
+            term=term,
+            now_ms=now_ms,
+            now_unix_ms=now_unix_ms,
+            nodes={name: self._node(name, node, now_ms - seen_ms, now_unix_ms) for name, node in nodes.items()},
+        )
+
+    def _node(self, name: str, node: NodeSeen, age_ms: int, now_unix_ms: int) -> NodeFacts:
+        alive = node.state == "alive"
+        known = self._reports.get(name)
+        current = known is not None and (name == self.me or known.generation == node.generation)
+        self._note_silence(name, node, alive, age_ms, now_unix_ms)
+        return NodeFacts(
+            alive=alive,
+            barred=node.barred,
+            confirmed=node.confirmed and node.safe_in_ms is not None,
+            safe_in_ms=max(0, (node.safe_in_ms or 0) - age_ms) if node.confirmed else 0,
+            daemon=node.daemon,
+            report=known.report if known is not None and current else None,
+            heard_unix_ms=self._heard_unix_ms.get(name, 0),
+            overdue_unix_ms=self._overdue_unix_ms.get(name, 0),
+        )
+
+    def _note_silence(self, name: str, node: NodeSeen, alive: bool, age_ms: int, now_unix_ms: int) -> None:
+        if alive:
+            self._overdue_unix_ms.pop(name, None)
+        if node.heard_ms_ago is None:
+            return
+        heard = now_unix_ms - age_ms - node.heard_ms_ago
+        if alive or name not in self._heard_unix_ms:
+            self._heard_unix_ms[name] = heard
+        if not alive and name not in self._overdue_unix_ms:
+            self._overdue_unix_ms[name] = max(now_unix_ms - age_ms, self._heard_unix_ms[name] + self.overdue_ms)

@@ -1,0 +1,210 @@
+"""What the hactld of one node says to the others: bodies for nodewatch's authenticated datagrams.
+
+Level-triggered on purpose: each message states everything its sender knows of the matter, so a lost one costs
+time, never meaning. `Report` goes from every node to all, on change and once a second; `Assign` goes from the
+leader to all, on change and once a second; `Request` and `Reply` carry an administrator's command to the leader.
+
+`decode` takes what came over the wire from an authenticated member, which may still be of another version or
+broken: it returns a value or raises `MessageError`, and never half a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class MessageError(ValueError):
+    """A message that is not understood: it is counted and dropped, nothing changes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Order:
+    """The place of an assignment in history: the leader's term, then its own count. Only grows."""
+
+    term: int
+    number: int
+
+
+ORDER_NONE = Order(term=0, number=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeReport:
+    """One volume as its reporter sees it.
+
+    `phase` is a `controller.Phase` value. `holding` says that this node may have the file system mounted, the
+    handle or the export: until it is false nobody else is sent in by a planned move. `ready` says that it could
+    take the volume now, `why` why not (or what is wrong). `epoch` and `owner` are the label's, as last read.
+    """
+
+    phase: str
+    holding: bool
+    ready: bool
+    why: str
+    order: Order
+    epoch: int
+    owner: str
+    wanted: str
+    nodes: tuple[str, ...] = ()
+    key: int = 0
+    address: str = ""
+    device: str = ""
+    failed: Order = ORDER_NONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All that one node says of itself: sent by every hactld to every other."""
+
+    boot: str
+    standby: bool
+    volumes: dict[str, VolumeReport] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """Who has the leader's word to try for a volume (`node`, or "" for nobody), and what it knows of the cause.
+
+    `wait_ms` is how long the taker must not serve yet: until then the lease of an old primary may run. `stop`
+    asks the holder to leave the disk clean and mark the volume as stopped. Times are the leader's wall clock,
+    milliseconds since the epoch, for the timeline only: no decision rests on them.
+    """
+
+    order: Order
+    node: str
+    wait_ms: int = 0
+    stop: bool = False
+    cause: str = ""
+    source: str = ""
+    heard_unix_ms: int = 0
+    overdue_unix_ms: int = 0
+    decided_unix_ms: int = 0
+    leader: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assign:
+    """The leader's whole table. `kept_out` names the nodes that an administrator fenced and did not let back."""
+
+    term: int
+    volumes: dict[str, Assignment] = field(default_factory=dict)
+    kept_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """An administrator's command on its way to the leader; `ident` pairs it with its `Reply`."""
+
+    ident: str
+    verb: str
+    args: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """The leader's answer: `error` is empty when it was done or is under way."""
+
+    ident: str
+    error: str
+    result: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescan:
+    """A disk changed (a volume was added or formatted): read the labels again, now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A takeover ended, well or not: every node keeps it in its history (`record.Takeover.as_json`)."""
+
+    takeover: dict[str, Any]
+
+
+Message = Report | Assign | Request | Reply | Rescan | Finished
+_KINDS: dict[str, type[Message]] = {
+    "report": Report,
+    "assign": Assign,
+    "request": Request,
+    "reply": Reply,
+    "rescan": Rescan,
+    "finished": Finished,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def encode(message: Message) -> dict[str, Any]:
+    """The JSON object for a message; `decode` gives the same value back."""
+    return {"kind": _NAMES[type(message)], **asdict(message)}
+
+
+def decode(body: object) -> Message:
+    """The message in a received JSON object. Raises MessageError for anything else."""
+    if not isinstance(body, dict):
+        raise MessageError("a message must be an object")
+    kind = _KINDS.get(str(body.get("kind")))
+    if kind is None:
+        raise MessageError(f"unknown kind of message {body.get('kind')!r}")
+    fields = {name: value for name, value in body.items() if name != "kind"}
+    try:
+        return _build(kind, fields)
+    except (TypeError, ValueError, KeyError, AttributeError) as wrong:
+        raise MessageError(f"{_NAMES[kind]}: {wrong}") from wrong
+
+
+def _build(kind: type[Message], fields: dict[str, Any]) -> Message:
+    if kind is Report:
+        volumes = {str(v): _volume_report(r) for v, r in fields.pop("volumes").items()}
+        return _checked(Report(volumes=volumes, **fields))
+    if kind is Assign:
+        volumes_assigned = {str(v): _assignment(a) for v, a in fields.pop("volumes").items()}
+        kept_out = _names(fields.pop("kept_out"))
+        return _checked(Assign(volumes=volumes_assigned, kept_out=kept_out, **fields))
+    return _checked(kind(**fields))
+
+
+def _order(value: dict[str, Any]) -> Order:
+    return _checked(Order(**value))
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise MessageError(f"a list of names was expected, not {value!r}")
+    return tuple(value)
+
+
+def _volume_report(value: dict[str, Any]) -> VolumeReport:
+    rest = {k: v for k, v in value.items() if k not in ("order", "failed", "nodes")}
+    return _checked(
+        VolumeReport(order=_order(value["order"]), failed=_order(value["failed"]), nodes=_names(value["nodes"]), **rest)
+    )
+
+
+def _assignment(value: dict[str, Any]) -> Assignment:
+    rest = {k: v for k, v in value.items() if k != "order"}
+    return _checked(Assignment(order=_order(value["order"]), **rest))
+
+
+_SIMPLE: dict[str, type] = {"str": str, "int": int, "bool": bool}
+
+
+def _checked(value: T) -> T:
+    """Refuse a value whose plain fields have other types than declared: JSON does not check them for us."""
+    for name, declared in getattr(type(value), "__annotations__", {}).items():
+        wanted = _SIMPLE.get(str(declared))
+        actual = getattr(value, name)
+        if wanted is not None and type(actual) is not wanted:
+            raise MessageError(f"{type(value).__name__}.{name}: {wanted.__name__} expected, got {actual!r}")
+        if wanted is int and actual < 0:
+            raise MessageError(f"{type(value).__name__}.{name}: negative")
+        if str(declared) == "dict[str, str]":
+            _check_words(name, actual)
+    return value
+
+
+def _check_words(name: str, actual: object) -> None:
+    if not isinstance(actual, dict) or not all(isinstance(x, str) for kv in actual.items() for x in kv):
+        raise MessageError(f"{name}: an object of strings expected")

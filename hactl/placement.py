@@ -1,0 +1,309 @@
+"""Which node gets the leader's word for which volume. Pure; runs on the leader only.
+
+Theory. The table starts empty in every term and is rebuilt from what the nodes report, so a new leader needs no
+log. A node is *cleared* for a volume when it cannot serve it: it reports that it holds nothing, or it is barred by
+a majority (its lease then has a known end, which the taker waits out). A volume is given to a node only when every
+other configured node is cleared, or barred with a known wait. The word is no right to write: should two leaders
+ever give it twice, the disk lets one of them through (`fencing/`).
+
+A planned move is two words: nobody (the holder leaves), then the target. A node that failed is not asked again
+for the same volume until the others were tried and `RETRY_MS` passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from hactl.messages import ORDER_NONE, Assign, Assignment, Order, Report, VolumeReport
+
+RETRY_MS = 5000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """One configured node as nodewatch and its own last report show it.
+
+    `report` is None until the hactld of this boot of the node was heard. `barred`, `confirmed`, `safe_in_ms`: a
+    majority promised not to renew its lease, which ends in so many milliseconds at the latest. `daemon` is what
+    nodewatch there says of hactld: "ok", "hung", "gone" (it may come back) or "absent".
+    """
+
+    alive: bool
+    barred: bool = False
+    confirmed: bool = False
+    safe_in_ms: int = 0
+    daemon: str = "ok"
+    report: Report | None = None
+    heard_unix_ms: int = 0
+    overdue_unix_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    me: str
+    term: int
+    now_ms: int
+    now_unix_ms: int
+    nodes: Mapping[str, NodeFacts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The leader's memory for one term. `tried` holds who failed a volume since it last served, and when."""
+
+    term: int = 0
+    begun_ms: int = 0
+    count: int = 0
+    table: Mapping[str, Assignment] = field(default_factory=dict)
+    prefer: Mapping[str, str] = field(default_factory=dict)
+    wanted: Mapping[str, str] = field(default_factory=dict)
+    tried: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    kept_out: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """`bars` and `lifts` are for nodewatch; `blocked` says per volume, in words, why nobody serves it."""
+
+    plan: Plan
+    bars: tuple[str, ...] = ()
+    lifts: tuple[str, ...] = ()
+    blocked: Mapping[str, str] = field(default_factory=dict)
+
+    def assign(self) -> Assign:
+        return Assign(term=self.plan.term, volumes=dict(self.plan.table), kept_out=tuple(sorted(self.plan.kept_out)))
+
+
+def begin(term: int, facts: Facts, kept_out: frozenset[str]) -> Plan:
+    """The plan of a new term: whoever holds a volume keeps it."""
+    plan = Plan(term=term, begun_ms=facts.now_ms, kept_out=kept_out)
+    for volume in volumes(facts):
+        holder = _holder(volume, facts)
+        if holder:
+            plan = _put(plan, volume, holder, cause="kept by the new leader")
+    return plan
+
+
+def decide(plan: Plan, facts: Facts) -> Decision:
+    """The next table. Called on every change of the facts and on a tick; the same facts give the same table."""
+    if plan.term != facts.term:
+        plan = begin(facts.term, facts, plan.kept_out)
+    blocked: dict[str, str] = {}
+    for volume in volumes(facts):
+        plan, why = _place(plan, volume, facts)
+        if why:
+            blocked[volume] = why
+    return Decision(plan=plan, bars=_bars(plan, facts), lifts=_lifts(plan, facts), blocked=blocked)
+
+
+def volumes(facts: Facts) -> list[str]:
+    """Every volume that any node reports, in order of name."""
+    return sorted({v for node in facts.nodes.values() if node.report for v in node.report.volumes})
+
+
+def reports_of(volume: str, facts: Facts) -> dict[str, VolumeReport]:
+    return {
+        name: node.report.volumes[volume]
+        for name, node in facts.nodes.items()
+        if node.report is not None and volume in node.report.volumes
+    }
+
+
+def latest(volume: str, facts: Facts) -> VolumeReport:
+    """The report that read the newest label. A tie goes to the node whose name sorts last: they agree then."""
+    return max(sorted(reports_of(volume, facts).items()), key=lambda item: item[1].epoch)[1]
+
+
+def candidates(plan: Plan, volume: str, facts: Facts) -> list[str]:
+    """Who could take the volume now, best first: asked for, last owner, the volume's own list, then by name."""
+    reports = reports_of(volume, facts)
+    label = latest(volume, facts)
+    listed = label.nodes or tuple(sorted(facts.nodes))
+
+    def fit(name: str) -> bool:
+        node, report = facts.nodes.get(name), reports.get(name)
+        if node is None or report is None or node.report is None:
+            return False
+        usable = node.alive and not node.barred and node.daemon == "ok" and not node.report.standby
+        return usable and report.ready and not report.holding and name not in plan.kept_out
+
+    def rank(name: str) -> tuple[bool, bool, int]:
+        return (name != plan.prefer.get(volume), name != label.owner, listed.index(name))
+
+    return sorted((name for name in listed if fit(name)), key=rank)
+
+
+def _holder(volume: str, facts: Facts) -> str:
+    """Who holds it by its own report: of several, the one that followed the newest word."""
+    holders = [(r.order, n) for n, r in reports_of(volume, facts).items() if r.holding]
+    return max(holders)[1] if holders else ""
+
+
+def _put(plan: Plan, volume: str, node: str, *, cause: str, **more: object) -> Plan:
+    word = Assignment(order=Order(term=plan.term, number=plan.count + 1), node=node, cause=cause)
+    word = replace(word, **more)  # type: ignore[arg-type]
+    return replace(plan, count=plan.count + 1, table={**plan.table, volume: word})
+
+
+def _place(plan: Plan, volume: str, facts: Facts) -> tuple[Plan, str]:
+    plan = _note_failures(plan, volume, facts)
+    word = plan.table.get(volume)
+    wanted = plan.wanted.get(volume) or latest(volume, facts).wanted
+    if wanted == "stopped":
+        return _stop(plan, volume, facts), ""
+    if word is not None and word.node and not _vacant(plan, volume, word, facts):
+        return plan, ""
+    holder = _holder(volume, facts)
+    if (word is None or not word.node) and holder and not facts.nodes[holder].barred:
+        if word is None:
+            return _put(plan, volume, holder, cause="found serving"), ""
+        return plan, f"waiting for {holder} to leave"
+    return _give(plan, volume, facts)
+
+
+def _vacant(plan: Plan, volume: str, word: Assignment, facts: Facts) -> bool:
+    """True when the node that has the word cannot be expected to serve."""
+    node = facts.nodes.get(word.node)
+    if node is None or (node.barred and node.confirmed):
+        return True
+    if node.alive and node.report is not None and volume not in node.report.volumes:
+        return True  # it lost sight of the disk
+    return word.node in plan.tried.get(volume, {}) and not _holds(word.node, volume, facts)
+
+
+def _holds(name: str, volume: str, facts: Facts) -> bool:
+    report = reports_of(volume, facts).get(name)
+    return report is not None and report.holding
+
+
+def _give(plan: Plan, volume: str, facts: Facts) -> tuple[Plan, str]:
+    tried = plan.tried.get(volume, {})
+    fit = candidates(plan, volume, facts)
+    untried = [name for name in fit if name not in tried]
+    choice = untried[0] if untried else ""
+    if not choice and fit and facts.now_ms - max(tried[name] for name in fit) >= RETRY_MS:
+        choice = fit[0]
+        plan = replace(plan, tried={**plan.tried, volume: {}})
+    uncleared = [n for n in sorted(facts.nodes) if n != choice and not _cleared(n, volume, facts)]
+    if uncleared:
+        return plan, f"not yet known that {', '.join(uncleared)} cannot serve it"
+    if not choice:
+        return plan, "no node is ready to take it" if not fit else "every ready node failed; trying again soon"
+    before = plan.table.get(volume)
+    source = before.node or before.source if before else latest(volume, facts).owner
+    return _put(plan, volume, choice, **_circumstances(before, source, facts)), ""  # type: ignore[arg-type]
+
+
+def _cleared(name: str, volume: str, facts: Facts) -> bool:
+    node = facts.nodes[name]
+    if node.barred and node.confirmed:
+        return True
+    return node.alive and node.report is not None and not _holds(name, volume, facts)
+
+
+def _circumstances(before: Assignment | None, source: str, facts: Facts) -> dict[str, object]:
+    """Why, and for how long the taker waits: until the last lease that may still run has ended."""
+    old = facts.nodes.get(source)
+    barred = old is not None and old.barred
+    cause = f"{source} is overdue and barred" if barred else "nobody serves it"
+    if before is not None and not before.node:
+        cause = "started by an administrator" if before.stop else before.cause
+    waits = [n.safe_in_ms for n in facts.nodes.values() if n.barred and n.confirmed]
+    return {
+        "cause": cause,
+        "source": source,
+        "wait_ms": max(waits, default=0),
+        "heard_unix_ms": old.heard_unix_ms if old and barred else 0,
+        "overdue_unix_ms": old.overdue_unix_ms if old and barred else 0,
+        "decided_unix_ms": facts.now_unix_ms,
+        "leader": facts.me,
+    }
+
+
+def _note_failures(plan: Plan, volume: str, facts: Facts) -> Plan:
+    """Remember who failed the present word; forget all of it once the volume is served."""
+    word = plan.table.get(volume)
+    if word is None or not word.node:
+        return plan
+    report = reports_of(volume, facts).get(word.node)
+    if report is None:
+        return plan
+    tried = dict(plan.tried.get(volume, {}))
+    if report.failed == word.order and report.failed != ORDER_NONE:
+        tried.setdefault(word.node, facts.now_ms)
+    elif report.phase == "serving" and report.order == word.order:
+        prefer = {v: node for v, node in plan.prefer.items() if v != volume}
+        return replace(plan, tried={**plan.tried, volume: {}}, prefer=prefer)
+    return replace(plan, tried={**plan.tried, volume: tried})
+
+
+def _stop(plan: Plan, volume: str, facts: Facts) -> Plan:
+    word = plan.table.get(volume)
+    if word is not None and not word.node and word.stop:
+        return plan
+    return _put(plan, volume, "", cause="stopped by an administrator", stop=True)
+
+
+def _bars(plan: Plan, facts: Facts) -> tuple[str, ...]:
+    """Nodes to bar by force: fenced by an administrator, or heard, but with a daemon that serves or tells nothing.
+
+    A node that never reported may hold anything: it gets `RETRY_MS` to start its daemon before it is barred.
+    """
+    owners = {word.node for word in plan.table.values()}
+    patient = facts.now_ms - plan.begun_ms < RETRY_MS
+
+    def mute(name: str, node: NodeFacts) -> bool:
+        if not node.alive or node.daemon not in ("hung", "absent"):
+            return False
+        return name in owners or not (patient and node.report is None)
+
+    return tuple(
+        name
+        for name, node in sorted(facts.nodes.items())
+        if not node.barred and (name in plan.kept_out or mute(name, node))
+    )
+
+
+def _lifts(plan: Plan, facts: Facts) -> tuple[str, ...]:
+    """Barred nodes that are back and gave up all that was given to others."""
+
+    def clean(name: str, node: NodeFacts) -> bool:
+        if not (node.alive and node.barred and node.report is not None and node.daemon == "ok"):
+            return False
+        held = [v for v, report in node.report.volumes.items() if report.holding]
+        return all(v in plan.table and plan.table[v].node == name for v in held)
+
+    return tuple(n for n, node in sorted(facts.nodes.items()) if n not in plan.kept_out and clean(n, node))
+
+
+def move(plan: Plan, volume: str, target: str, facts: Facts) -> Plan | str:
+    """Begin a planned move to `target` ("" for the best other node). A text is the reason for a refusal."""
+    word = plan.table.get(volume)
+    if volume not in volumes(facts):
+        return f"no node knows a volume {volume!r}; see `hactl volume list`"
+    if word is None or not word.node:
+        return f"volume {volume} is not being served; start it with `hactl volume start {volume}`"
+    others = [name for name in candidates(plan, volume, facts) if name != word.node]
+    target = target or (others[0] if others else "")
+    if target == word.node:
+        return f"volume {volume} is on {target} already"
+    if target not in others:
+        return f"{target or 'no other node'} is not ready to take {volume}; see `hactl status`"
+    plan = replace(plan, prefer={**plan.prefer, volume: target})
+    return _put(plan, volume, "", cause="planned move", source=word.node)
+
+
+def want(plan: Plan, volume: str, wanted: str, facts: Facts) -> Plan | str:
+    """Note that an administrator wants the volume "started" or "stopped"."""
+    if volume not in volumes(facts):
+        return f"no node knows a volume {volume!r}; see `hactl volume list`"
+    return replace(plan, wanted={**plan.wanted, volume: wanted}, tried={**plan.tried, volume: {}})
+
+
+def keep_out(plan: Plan, node: str, out: bool, facts: Facts) -> Plan | str:
+    """Fence a node until it is let in again, or let it in."""
+    if node not in facts.nodes:
+        return f"no node {node!r} in the configuration; there are {', '.join(sorted(facts.nodes))}"
+    changed = plan.kept_out | {node} if out else plan.kept_out - {node}
+    return replace(plan, kept_out=frozenset(changed))

@@ -1,0 +1,147 @@
+"""What the local API can do: each verb of `hactl` that needs the daemon, as one short method."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from hactl import metrics
+from hactl.api import Api, Args
+from hactl.errors import RequestRefused
+from hactl.explain import explain_key
+from hactl.status import cluster_status
+
+if TYPE_CHECKING:
+    from hactl.daemon import Daemon
+
+CHANGING = frozenset({"move", "start", "stop", "fence", "unfence", "rescan"})
+WATCH_S = 1.0
+WATCH_LINES = 12
+
+
+class Verbs:
+    """The daemon as the API and the metrics see it."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def api(self) -> Api:
+        verbs = {
+            "status": self.status,
+            "history": self.history,
+            "keys": self.keys,
+            "move": self.command("move"),
+            "start": self.command("start"),
+            "stop": self.command("stop"),
+            "fence": self.command("fence"),
+            "unfence": self.command("unfence"),
+            "rescan": self.rescan,
+        }
+        return Api(verbs, {"watch": self.watch, "events": self.events}, CHANGING)
+
+    def serve_metrics(self) -> None:
+        """Listen for scrapes if the configuration says where. A port that is taken is said, and no reason to stop."""
+        where = self._daemon.config.metrics_address
+        if where is None:
+            return
+        collector = metrics.StatusCollector(self.state, lambda: self._daemon.records.history(200))
+        try:
+            metrics.serve(*where, collector)
+        except OSError as wrong:
+            self._daemon.journal.say(f"metrics: cannot listen on {where[0]}:{where[1]}: {wrong.strerror}")
+
+    def state(self) -> dict[str, Any]:
+        daemon = self._daemon
+        view = daemon.view
+        state = cluster_status(
+            cluster=daemon.config.cluster.name,
+            leader=view.leader or "",
+            quorum=view.quorum,
+            facts=daemon.facts(),
+            numbers=daemon.config.numbers,
+            plan=daemon.leader.plan,
+            blocked=daemon.leader.blocked,
+            problems=tuple(self._problems()),
+        )
+        state["lease_left_ms"] = view.lease_left_ms
+        state["evidence"] = {name: node.why for name, node in view.nodes.items()}
+        return state
+
+    def _problems(self) -> list[str]:
+        daemon = self._daemon
+        view = daemon.view
+        problems = [f"{device}: {why}" for device, why in sorted(daemon.volumes.strange.items())]
+        problems += [
+            f"node {name} has another hactl.toml: make them equal, restart hactl-nodewatch there"
+            for name in view.config_mismatch
+        ]
+        problems += list(view.conflict)
+        return problems
+
+    async def status(self, args: Args) -> dict[str, Any]:
+        return self.state()
+
+    async def history(self, args: Args) -> list[dict[str, Any]]:
+        kept = self._daemon.records.history()
+        return [each for each in kept if args.get("volume", "") in ("", each["volume"])]
+
+    async def keys(self, args: Args) -> list[dict[str, Any]]:
+        """Every key registered on every volume's disks, each explained."""
+        rows: list[dict[str, Any]] = []
+        numbers = {number: name for name, number in self._daemon.config.numbers.items()}
+        for name, each in sorted(self._daemon.volumes.seen.items()):
+            if args.get("volume", "") not in ("", name):
+                continue
+            for lun in each.disk.luns:
+                state = await each.runtime.interpreter.on_disk(lun.port.read)
+                for registrant in state.registrants:
+                    rows.append(
+                        {
+                            "volume": name,
+                            "device": each.device,
+                            "wwid": lun.wwid,
+                            "key": f"0x{registrant.key:016x}",
+                            "holder": registrant.holder,
+                            "generation": state.generation,
+                            "meaning": explain_key(
+                                registrant.key, self._daemon.config.identity.tag, numbers, each.label.epoch
+                            ),
+                        }
+                    )
+        return rows
+
+    def command(self, verb: str) -> Any:
+        """A command for the leader. Asking to fence the leader is refused: it cannot judge itself."""
+
+        async def run(args: Args) -> dict[str, str]:
+            leader = self._daemon.view.leader
+            if verb == "fence" and args.get("node") == leader:
+                raise RequestRefused(
+                    f"{leader} leads the cluster and cannot bar itself: stop it with `systemctl stop "
+                    f"hactl-nodewatch` there, or cut its power; the others then take over"
+                )
+            return await self._daemon.command(verb, args)
+
+        return run
+
+    async def rescan(self, args: Args) -> dict[str, str]:
+        self._daemon.rescan()
+        return {}
+
+    async def watch(self, args: Args) -> AsyncIterator[dict[str, Any]]:
+        """The status again on every line that the journal gets, and at least once a second."""
+        while True:
+            state = self.state()
+            state["events"] = [asdict(entry) for entry in self._daemon.journal.since(0)[-WATCH_LINES:]]
+            yield state
+            await self._daemon.journal.changed(WATCH_S)
+
+    async def events(self, args: Args) -> AsyncIterator[dict[str, Any]]:
+        """What the journal kept; with follow=yes, also everything that comes."""
+        if args.get("follow") == "yes":
+            async for entry in self._daemon.journal.follow(0):
+                yield asdict(entry)
+        else:
+            for entry in self._daemon.journal.since(0):
+                yield asdict(entry)

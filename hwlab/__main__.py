@@ -1,0 +1,5 @@
+"""`python -m hwlab` is `hwlab`."""
+
+from hwlab.cli import main
+
+main()

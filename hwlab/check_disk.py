@@ -1,0 +1,185 @@
+"""The disk: never two holders, epochs that only grow, no write of an old owner after its fence. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from hwlab.history import (
+    REGISTRANTS_MAY_WRITE,
+    History,
+    Reservation,
+    StampSeen,
+    key_epoch,
+    key_node,
+)
+from hwlab.reason import Reason, invalid, unknown
+
+STAMP_READ_MS_MAX = 1000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fenced:
+    """One time that a node's keys left a device: the change lies between `since_ms` and `at_ms`."""
+
+    device: str
+    node: int
+    since_ms: float
+    at_ms: float
+    back_ms: float
+    """When it registered again (infinity: never): from then on it may be a new, lawful owner."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Late:
+    late: int
+    refused: int
+    blind_ms: float | None
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holders:
+    holders_max: int
+    registrants_max: int
+    overlap_ms: float
+    epochs: tuple[int, int] | None
+    reasons: tuple[Reason, ...]
+
+
+def by_device(reservations: Sequence[Reservation]) -> dict[str, list[Reservation]]:
+    devices: dict[str, list[Reservation]] = {}
+    for state in sorted(reservations, key=lambda state: state.at_ms):
+        devices.setdefault(state.device, []).append(state)
+    return devices
+
+
+def judge_holders(history: History) -> Holders:
+    """Never two holders, over all states that the target showed; epochs of holders and labels only grow."""
+    holders_max = registrants_max = 0
+    overlap_ms = 0.0
+    reasons: list[Reason] = []
+    epochs: list[int] = []
+    for device, states in by_device(history.reservations).items():
+        counts = count_holders(states)
+        holders_max = max(holders_max, *counts)
+        registrants_max = max(registrants_max, *(len(state.nodes()) for state in states))
+        overlap_ms += sum(
+            after.at_ms - before.since_ms for before, after in pairwise(states) if len(before.nodes()) > 1
+        )
+        if max(counts) > 1:
+            reasons.append(invalid(f"{device} had {max(counts)} holders at a time"))
+        held = [key_epoch(state.holder) for state in states if state.holder]
+        epochs += held
+        labels = [epoch.epoch for epoch in history.epochs if epoch.device == device]
+        if not_growing(held):
+            reasons.append(invalid(f"{device}: the holder's epoch went back"))
+        if not_growing(labels):
+            reasons.append(invalid(f"{device}: the label's epoch went back"))
+    return Holders(
+        holders_max=holders_max,
+        registrants_max=registrants_max,
+        overlap_ms=overlap_ms,
+        epochs=(epochs[0], epochs[-1]) if epochs else None,
+        reasons=tuple(reasons),
+    )
+
+
+def count_holders(states: Sequence[Reservation]) -> list[int]:
+    """Holders in each state of one device: who has the reservation, and who had it and may still write.
+
+    With a type that lets registrants write, a former holder whose key is still there after another node got
+    the reservation is a holder in all but name.
+    """
+    former: set[int] = set()
+    counts = []
+    for state in states:
+        former &= set(state.registrants)
+        now = {state.holder} if state.holder else set()
+        if state.type in REGISTRANTS_MAY_WRITE:
+            now |= former
+        former |= {state.holder} if state.holder else set()
+        counts.append(len({key_node(key) for key in now}))
+    return counts
+
+
+def not_growing(numbers: Sequence[int]) -> bool:
+    return any(after < before for before, after in pairwise(numbers))
+
+
+def departures(reservations: Sequence[Reservation]) -> list[Fenced]:
+    """Each time that a node which held a device ceased to be registered on it."""
+    found = []
+    for device, states in by_device(reservations).items():
+        held: set[int] = set()
+        for index, (before, after) in enumerate(pairwise(states), start=1):
+            held |= {key_node(before.holder)} if before.holder else set()
+            for node in sorted((before.nodes() - after.nodes()) & held):
+                back = next((s.since_ms for s in states[index + 1 :] if node in s.nodes()), float("inf"))
+                found.append(Fenced(device=device, node=node, since_ms=after.since_ms, at_ms=after.at_ms, back_ms=back))
+    return found
+
+
+def judge_late_writes(history: History) -> Late:
+    """Writes of an old owner that landed after its key had left the disk.
+
+    No clock decides here. The witness reads the stamps right after it saw the key gone; the writer counts up,
+    one write at a time. A higher number than that, on the disk at any later moment or reported as written by
+    the writer, was written after the fence. What landed between the fence itself and that reading cannot be
+    told apart: `blind_ms` is the longest such interval.
+    """
+    late = refused = 0
+    blind: list[float] = []
+    reasons: list[Reason] = []
+    for fenced in departures(history.reservations):
+        if not stamped(history, fenced):
+            continue
+        name = history.nodes.get(fenced.node, str(fenced.node))
+        seen = sorted(stamps_of(history.stamps_seen, fenced), key=lambda stamp: stamp.at_ms)
+        if not seen or seen[0].at_ms - fenced.at_ms > STAMP_READ_MS_MAX:
+            reasons.append(unknown(f"{name}'s stamps were not read when its key had left {fenced.device}"))
+            continue
+        blind.append(seen[0].at_ms - fenced.since_ms)
+        landed = landed_after(history, fenced, seen)
+        late += len(landed)
+        refused += refused_after(history, fenced, seen[0].n)
+        if landed:
+            reasons.append(
+                invalid(f"{len(landed)} writes of {name} landed on {fenced.device} after its key had left it")
+            )
+    shown = {stamp.node for stamp in history.stamps_seen if stamp.n > 0}
+    for node in sorted({write.node for write in history.stamp_writes} - shown):
+        reasons.append(unknown(f"the target's disk never showed a stamp of {history.nodes.get(node, node)}"))
+    if history.wanted.old_owner_must_try and not refused and not late:
+        reasons.append(unknown("no write of the old owner was refused after the fence: lateness was not tested"))
+    return Late(late=late, refused=refused, blind_ms=max(blind, default=None), reasons=tuple(reasons))
+
+
+def stamped(history: History, fenced: Fenced) -> bool:
+    """Whether the node's stamper wrote to this device: with several, it writes to one."""
+    return any(
+        stamp.n > 0 and stamp.node == fenced.node and stamp.device == fenced.device for stamp in history.stamps_seen
+    )
+
+
+def stamps_of(stamps: Sequence[StampSeen], fenced: Fenced) -> list[StampSeen]:
+    """What the disk showed of a node's stamps while it was not registered."""
+    return [
+        stamp
+        for stamp in stamps
+        if stamp.node == fenced.node and stamp.device == fenced.device and fenced.at_ms <= stamp.at_ms < fenced.back_ms
+    ]
+
+
+def landed_after(history: History, fenced: Fenced, seen: Sequence[StampSeen]) -> set[int]:
+    """Stamp numbers that are on the disk, or that the disk acknowledged, beyond the first one seen."""
+    base = seen[0].n
+    landed = {stamp.n for stamp in seen if stamp.n > base}
+    # A lawful new ownership begins at back_ms: by then the clock has to decide, so leave room for its error.
+    until = fenced.back_ms - history.uncertainty_ms
+    mine = [write for write in history.stamp_writes if write.node == fenced.node and write.n > base]
+    return landed | {write.n for write in mine if not write.error and write.done_ms < until}
+
+
+def refused_after(history: History, fenced: Fenced, base: int) -> int:
+    mine = [write for write in history.stamp_writes if write.node == fenced.node and write.n > base]
+    return sum(1 for write in mine if write.error and write.done_ms < fenced.back_ms)

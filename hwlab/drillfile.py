@@ -1,0 +1,220 @@
+"""A drill as data: what is done to the cluster, what must then be seen, how it must end.
+
+Files are TOML in `hwlab/drills/`; docs/drills.md describes the format. Reading is strict: an unknown word is
+an error that names the file and the word, since a misspelt expectation would otherwise never be checked.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "drills"
+ROLES = ("primary", "backup", "server", "leader", "client", "target", "nodes")
+CONDITIONS = ("new-holder", "no-new-holder", "writes", "ready")
+SERVERS = ("primary", "backup", "another", "any")
+
+
+class DrillError(Exception):
+    """A drill that cannot be run: its file is wrong, or there is none of that name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Do something to a host; `start` makes this moment the zero of the timeline."""
+
+    kind: str
+    role: str
+    start: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """Run a command of the cluster; `{volume}` and `{primary}`, `{backup}`, ... are filled in."""
+
+    argv: tuple[str, ...]
+    role: str
+    start: bool = False
+    deadline_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expect:
+    """A condition that must come true within its deadline (`no-...`: must not come true during it)."""
+
+    condition: str
+    role: str = "primary"
+    count: int = 20
+    deadline_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """Let a node write stamps to its disk from now on."""
+
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Go on watching: what must not happen late gets the time to happen."""
+
+    watch_s: float
+
+
+Step = Fault | Command | Expect | Stamp | Watch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    record_pause_ms: float = 10.0
+    lock_pause_ms: float = 100.0
+    stamp_pause_ms: float = 20.0
+    warm_up_records: int = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """`server`: who may serve at the end; `ready`: who must be able to take over then."""
+
+    server: str
+    ready: tuple[str, ...] = ()
+    old_owner_must_try: bool = False
+    recoveries_min: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drill:
+    name: str
+    title: str
+    about: str
+    load: Load
+    steps: tuple[Step, ...]
+    end: Ending
+
+
+def names(folder: Path = FOLDER) -> list[str]:
+    """All drills that there are."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def load_drill(name: str, folder: Path = FOLDER) -> Drill:
+    """Read and check one drill; DrillError says what is wrong and where."""
+    path = folder / f"{name}.toml"
+    if not path.is_file():
+        raise DrillError(f"there is no drill {name!r}; there are: {', '.join(names(folder))}")
+    try:
+        table = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise DrillError(f"{path.name}: {error}") from error
+    return parse(table, path.name)
+
+
+def parse(table: dict[str, Any], where: str) -> Drill:
+    """Turn the table of a TOML file into a Drill."""
+    reader = _Table(table, where)
+    drill = Drill(
+        name=reader.text("name"),
+        title=reader.text("title"),
+        about=reader.text("about"),
+        load=_load(reader.sub("load")),
+        steps=tuple(
+            _step(_Table(step, f"{where}: step {n}")) for n, step in enumerate(reader.take("step", list, []), start=1)
+        ),
+        end=_end(reader.sub("end")),
+    )
+    reader.finish()
+    starts = sum(1 for step in drill.steps if isinstance(step, (Fault, Command)) and step.start)
+    if starts != 1:
+        raise DrillError(f"{where}: one step must have `start = true`, {starts} have it")
+    if f"{drill.name}.toml" != where:
+        raise DrillError(f"{where}: name is {drill.name!r}; it must be the file's name")
+    return drill
+
+
+class _Table:
+    """One table that is read word by word; what is left at the end is an error."""
+
+    def __init__(self, table: dict[str, Any], where: str) -> None:
+        self._left = dict(table)
+        self._where = where
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._left
+
+    def take(self, key: str, kind: type, default: Any) -> Any:
+        value = self._left.pop(key, default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise DrillError(f"{self._where}: {key} must be given, as {kind.__name__}")
+        return value
+
+    def text(self, key: str, allowed: tuple[str, ...] = (), default: str | None = None) -> str:
+        value: str = self.take(key, str, default)
+        if allowed and value not in allowed:
+            raise DrillError(f"{self._where}: {key} is {value!r}; it must be one of {', '.join(allowed)}")
+        return value
+
+    def words(self, key: str, allowed: tuple[str, ...] = ()) -> tuple[str, ...]:
+        values = self.take(key, list, [])
+        for value in values:
+            if not isinstance(value, str) or (allowed and value not in allowed):
+                raise DrillError(f"{self._where}: {key}: {value!r} must be one of {', '.join(allowed)}")
+        return tuple(values)
+
+    def sub(self, key: str) -> "_Table":
+        return _Table(self.take(key, dict, {}), f"{self._where}: [{key}]")
+
+    def finish(self) -> None:
+        if self._left:
+            raise DrillError(f"{self._where}: unknown: {', '.join(sorted(self._left))}")
+
+
+def _load(table: _Table) -> Load:
+    usual = Load()
+    load = Load(
+        record_pause_ms=table.take("record_pause_ms", float, usual.record_pause_ms),
+        lock_pause_ms=table.take("lock_pause_ms", float, usual.lock_pause_ms),
+        stamp_pause_ms=table.take("stamp_pause_ms", float, usual.stamp_pause_ms),
+        warm_up_records=table.take("warm_up_records", int, usual.warm_up_records),
+    )
+    table.finish()
+    return load
+
+
+def _end(table: _Table) -> Ending:
+    ending = Ending(
+        server=table.text("server", SERVERS),
+        ready=table.words("ready", ROLES),
+        old_owner_must_try=table.take("old_owner_must_try", bool, False),
+        recoveries_min=table.take("recoveries_min", int, 1),
+    )
+    table.finish()
+    return ending
+
+
+def _step(table: _Table) -> Step:
+    step: Step
+    if "fault" in table:
+        step = Fault(kind=table.text("fault"), role=table.text("on", ROLES), start=table.take("start", bool, False))
+    elif "command" in table:
+        step = Command(
+            argv=table.words("command"),
+            role=table.text("on", ROLES),
+            start=table.take("start", bool, False),
+            deadline_s=table.take("deadline_s", float, 60.0),
+        )
+    elif "expect" in table:
+        step = Expect(
+            condition=table.text("expect", CONDITIONS),
+            role=table.text("on", ROLES, "primary"),
+            count=table.take("count", int, 20),
+            deadline_s=table.take("deadline_s", float, 30.0),
+        )
+    elif "stamp" in table:
+        step = Stamp(role=table.text("stamp", ROLES))
+    else:
+        step = Watch(watch_s=table.take("watch_s", float, None))
+    table.finish()
+    return step

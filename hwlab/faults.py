@@ -1,0 +1,152 @@
+"""What a drill or an operator can do to a host, by name. `undo` names the kind that reverses it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from hwlab.errors import LabError
+from hwlab.protocols import Host, Link
+from hwlab.topology import LAN, SAN
+
+DAEMON = "hactld.service"
+NODEWATCH = "hactl-nodewatch.service"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One kind of fault or repair."""
+
+    kind: str
+    description: str
+    apply: Callable[[Host], None]
+    undo: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Injected:
+    """A fault that was injected: between which times of this machine's clocks it took effect.
+
+    `wall_*`: seconds since the epoch; `monotonic_*`: seconds of the monotonic clock.
+    """
+
+    kind: str
+    host: str
+    wall_before: float
+    wall_after: float
+    monotonic_before: float
+    monotonic_after: float
+
+
+def inject(kind: str, host: Host) -> Injected:
+    """Do it. LabError for an unknown kind, or where the host has nothing that it could hit."""
+    fault = FAULTS.get(kind)
+    if fault is None:
+        raise LabError(f"unknown fault {kind!r}: take one of {', '.join(FAULTS)}")
+    wall_before, monotonic_before = time.time(), time.monotonic()
+    fault.apply(host)
+    return Injected(
+        kind=kind,
+        host=host.name,
+        wall_before=wall_before,
+        wall_after=time.time(),
+        monotonic_before=monotonic_before,
+        monotonic_after=time.monotonic(),
+    )
+
+
+def _cut(network: str) -> Callable[[Host], None]:
+    def apply(host: Host) -> None:
+        _link(host, network).cut()
+
+    return apply
+
+
+def _heal(network: str) -> Callable[[Host], None]:
+    def apply(host: Host) -> None:
+        _link(host, network).heal()
+
+    return apply
+
+
+def _link(host: Host, network: str) -> Link:
+    if network not in host.links:
+        raise LabError(f"{host.name} is not on network {network!r}")
+    return host.links[network]
+
+
+def _on_host(*argv: str) -> Callable[[Host], None]:
+    def apply(host: Host) -> None:
+        host.command.run(argv)
+
+    return apply
+
+
+def _reboot(host: Host) -> None:
+    # The connection may end before the command's status arrives.
+    host.command.run(["systemctl", "--no-block", "reboot"], check=False)
+    host.command.forget()
+
+
+_ALL = (
+    Fault(
+        kind="kill",
+        description="power loss: the host is gone at once, nothing is flushed",
+        apply=lambda host: host.power.off(),
+        undo="power-on",
+    ),
+    Fault(kind="power-on", description="start a host that is off", apply=lambda host: host.power.on()),
+    Fault(
+        kind="pause",
+        description="freeze the whole host with everything it has in flight",
+        apply=lambda host: host.power.pause(),
+        undo="resume",
+    ),
+    Fault(kind="resume", description="thaw a frozen host", apply=lambda host: host.power.resume()),
+    Fault(
+        kind="cut",
+        description="the host loses the service network (heartbeats and clients), not its storage",
+        apply=_cut(LAN),
+        undo="heal",
+    ),
+    Fault(kind="heal", description="undo cut", apply=_heal(LAN)),
+    Fault(
+        kind="cut-storage",
+        description="the host loses the storage network, not the service network",
+        apply=_cut(SAN),
+        undo="heal-storage",
+    ),
+    Fault(kind="heal-storage", description="undo cut-storage", apply=_heal(SAN)),
+    Fault(
+        kind="stop-daemon",
+        description="stop hactld in the orderly way",
+        apply=_on_host("systemctl", "stop", DAEMON),
+        undo="start-daemon",
+    ),
+    Fault(
+        kind="start-daemon",
+        description="start hactld and the node watch",
+        apply=_on_host("systemctl", "start", NODEWATCH, DAEMON),
+    ),
+    Fault(
+        kind="hang-daemon",
+        description="all processes of hactld and of the node watch stop executing (SIGSTOP)",
+        apply=_on_host("systemctl", "kill", "--signal=STOP", DAEMON, NODEWATCH),
+        undo="thaw-daemon",
+    ),
+    Fault(
+        kind="hang-controller",
+        description="hactld alone stops executing; the node watch goes on",
+        apply=_on_host("systemctl", "kill", "--kill-who=main", "--signal=STOP", DAEMON),
+        undo="thaw-daemon",
+    ),
+    Fault(
+        kind="thaw-daemon",
+        description="undo hang-daemon and hang-controller",
+        apply=_on_host("systemctl", "kill", "--signal=CONT", NODEWATCH, DAEMON),
+    ),
+    Fault(kind="reboot", description="orderly reboot of the host", apply=_reboot),
+)
+
+FAULTS: Mapping[str, Fault] = {fault.kind: fault for fault in _ALL}

@@ -1,0 +1,74 @@
+#!/usr/bin/python3
+"""Build the lab's LIO target from the kernel command line.
+
+    hwlab.target=IQN,PORTAL          one target, one portal group
+    hwlab.lun=NAME,SERIAL,DEVICE     once per logical unit, in the order of LUN numbers
+    hwlab.initiators=IQN,IQN,…       the lab's nodes; other initiators get in too
+
+The order of steps is the point of this file:
+
+1. /etc/target/pr exists before target_core_mod loads: the kernel then takes /etc/target as its data
+   base root by itself, which avoids writing `dbroot` (without a trailing newline the kernel kept bytes
+   of an earlier, longer value).
+2. /etc/target/pr carries the `S` attribute, because the kernel writes the APTPL file without fsync: after
+   a power loss of the target the file would be empty and the reservations gone, which is not what a
+   disk that promised APTPL does.
+3. Backstores are created with a fixed serial, so that rtslib finds their APTPL file and hands it back to
+   the kernel, before any initiator can log in: the portal group is enabled last.
+4. The nodes have explicit ACLs although the target lets everybody in: the kernel puts a reservation that it
+   was handed back into force when the ACL of its holder is made. Without one that would be at the holder's next login,
+   and a holder that is down would leave its disk open to everybody's writes after a restart of the target.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+PR_DIR = Path("/etc/target/pr")
+
+
+def words(name: str) -> list[list[str]]:
+    """Values of every `name=a,b,c` on the kernel command line, split at commas."""
+    prefix = name + "="
+    items = Path("/proc/cmdline").read_text().split()
+    return [item.removeprefix(prefix).split(",") for item in items if item.startswith(prefix)]
+
+
+def main() -> int:
+    [(iqn, portal)] = words("hwlab.target")
+    PR_DIR.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["chattr", "+S", str(PR_DIR), *map(str, PR_DIR.iterdir())], check=True)
+    subprocess.run(
+        ["modprobe", "-a", "target_core_mod", "target_core_iblock", "iscsi_target_mod"], check=True
+    )
+
+    import rtslib_fb
+
+    # rtslib would move the data base root to a directory of its own.
+    rtslib_fb.RTSRoot._preferred_dbroot = str(PR_DIR.parent)
+    root = rtslib_fb.RTSRoot()
+    if root.dbroot != str(PR_DIR.parent):
+        print(f"target data base root is {root.dbroot}, expected {PR_DIR.parent}", file=sys.stderr)
+        return 1
+
+    target = rtslib_fb.Target(rtslib_fb.FabricModule("iscsi"), iqn)
+    group = rtslib_fb.TPG(target, 1)
+    luns = []
+    for number, (name, serial, device) in enumerate(words("hwlab.lun")):
+        store = rtslib_fb.BlockStorageObject(name, dev=device, wwn=serial)
+        luns.append(rtslib_fb.LUN(group, number, store))
+    for initiator in [iqn for iqns in words("hwlab.initiators") for iqn in iqns]:
+        acl = rtslib_fb.NodeACL(group, initiator)
+        for lun in luns:
+            rtslib_fb.MappedLUN(acl, lun.lun, lun)
+    group.set_attribute("authentication", "0")
+    group.set_attribute("demo_mode_write_protect", "0")
+    group.set_attribute("generate_node_acls", "1")
+    group.set_attribute("cache_dynamic_acls", "1")
+    rtslib_fb.NetworkPortal(group, portal, 3260)
+    group.enable = True
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Phases of a recovery, from the fault to the client's first acknowledged write. Pure.
+
+The nodes record what they did and when (`hactl history`); this maps it onto the fault and the client's
+return, and does not believe it blindly: the fence must lie where the target saw the reservation change, and
+the client cannot have been served before the address was there.
+"""
+
+from hwlab.history import History, Phase, Recovery, Reservation, key_epoch
+
+# A step's own time stamps are taken by a daemon that waits for its turn: 100 Hz guests on two cores.
+SLACK_MS = 60.0
+
+
+def phases_of(history: History, first_ack_ms: float | None) -> tuple[tuple[Phase, ...], tuple[str, ...]]:
+    """(phases in the drill's clock, doubts). The doubts say which recorded times cannot be true."""
+    recoveries = [recovery for recovery in history.recoveries or () if not recovery.failed]
+    phases: list[Phase] = []
+    doubts: list[str] = []
+    for recovery in recoveries:
+        phases += with_detection(recovery, fault_before(history, recovery))
+        doubts += contradictions(history, recovery)
+    if first_ack_ms is not None:
+        done = [phase for phase in phases if phase.name == "address" and phase.start_ms <= first_ack_ms]
+        if done:
+            start_ms = min(done[-1].end_ms, first_ack_ms)
+            what = "first acknowledged write"
+            phases.append(Phase(name="client", start_ms=start_ms, end_ms=first_ack_ms, detail=what))
+        elif any(phase.name == "address" for phase in phases):
+            doubts.append("the client's first acknowledgement is older than the address that it came through")
+    return tuple(phases), tuple(doubts)
+
+
+def fault_before(history: History, recovery: Recovery) -> float:
+    """The last fault or command before the recovery's first step: what it answers to."""
+    if not recovery.steps:
+        return history.fault_ms
+    begun = max(step.start_ms for step in recovery.steps)
+    causes = [mark for mark in history.marks if mark.kind in ("fault", "command")]
+    faults = [mark.at_ms for mark in causes if mark.at_ms <= begun]
+    return max([history.fault_ms, *faults])
+
+
+def with_detection(recovery: Recovery, fault_ms: float) -> list[Phase]:
+    """The recorded steps; detection begins with the fault, whatever the node thinks when it began."""
+    steps = sorted(recovery.steps, key=lambda step: (step.start_ms, step.end_ms))
+    if not steps:
+        return []
+    rest = [step for step in steps if step.name != "detect"]
+    detected = [step.end_ms for step in steps if step.name == "detect"]
+    if not detected and not rest:
+        return []
+    end_ms = detected[0] if detected else rest[0].start_ms
+    return [Phase(name="detect", start_ms=min(fault_ms, end_ms), end_ms=end_ms, detail=recovery.cause), *rest]
+
+
+def acquisition(history: History, recovery: Recovery) -> Reservation | None:
+    """The first state of the target in which somebody holds the disk with this recovery's epoch."""
+    held = [s for s in history.reservations if s.holder is not None and key_epoch(s.holder) == recovery.epoch]
+    return min(held, key=lambda state: state.at_ms, default=None)
+
+
+def contradictions(history: History, recovery: Recovery) -> list[str]:
+    """Where the record of the nodes and the view of the target cannot both be true."""
+    seen = acquisition(history, recovery)
+    slack = history.uncertainty_ms + SLACK_MS
+    doubts = []
+    for step in recovery.steps:
+        if step.end_ms < step.start_ms:
+            doubts.append(f"recorded step {step.name} of epoch {recovery.epoch} ends before it starts")
+    fences = [step for step in recovery.steps if step.name == "fence"]
+    if fences and seen is None:
+        return [*doubts, f"the target never saw a holder with the recorded epoch {recovery.epoch}"]
+    if fences and seen is not None:
+        start, end = min(s.start_ms for s in fences) - slack, max(s.end_ms for s in fences) + slack
+        if seen.at_ms < start or seen.since_ms > end:
+            off = seen.at_ms - fences[-1].end_ms
+            where = f"the fence of epoch {recovery.epoch} {off:+.0f} ms off the recorded one"
+            doubts.append(f"the target saw {where}")
+    return doubts

@@ -1,0 +1,230 @@
+"""Bring a lab, from whatever state it is in, to "cluster running, volume served, client has it mounted".
+
+Each step looks at what is there and does what is missing, so `serve` both sets up a new lab and heals one after
+a drill. Waiting is polling a condition with a deadline. Nothing here knows which driver is below.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from hwlab import payload
+from hwlab.errors import LabError
+from hwlab.faults import DAEMON, NODEWATCH
+from hwlab.protocols import Host, Lab, LinkState, PowerState, Progress
+from hwlab.ssh import in_parallel
+from hwlab.topology import LAN, Role, VolumeSpec
+
+T = TypeVar("T")
+
+CONFIG = "/etc/hactl/hactl.toml"
+KEY = "/etc/hactl/cluster.key"
+METRICS_PORT = 9747
+CLUSTER = "demo"
+
+# Says on the first node that the strategy has made the volume: an empty list of volumes means "not found yet" then.
+MARKER_DIR = "/var/lib/hwlab"
+
+LUN_TIMEOUT_S = 60.0
+CLUSTER_TIMEOUT_S = 90.0
+SERVING_TIMEOUT_S = 120.0
+MOUNT_TIMEOUT_S = 60.0
+
+
+def serve(lab: Lab, say: Progress) -> None:
+    """Undo all faults, then do every step that is not done yet.
+
+    LabError (LabLost where a host does not answer) names the step that did not get there, and what it saw.
+    """
+    volume = lab.topology.volume
+    nodes = with_role(lab, Role.NODE)
+    if volume is None or not nodes:
+        raise LabError(f"topology {lab.topology.name} has no [volume] or no nodes: nothing to serve")
+    started = time.monotonic()
+    undo_faults(lab, say)
+    lab.up(say)
+    install(nodes, say)
+    wait_for_disks(lab, nodes, say)
+    configure(nodes, say)
+    start_daemons(nodes, say)
+    add_volume(lab, volume, nodes, say)
+    wait_until_serving(volume, nodes, say)
+    in_parallel(lambda client: mount(client, volume, say), with_role(lab, Role.CLIENT))
+    say(f"cluster: volume {volume.name} is served and mounted [{time.monotonic() - started:.1f} s]")
+
+
+def with_role(lab: Lab, role: Role) -> list[Host]:
+    """The lab's hosts of one kind, in the topology's order."""
+    return [host for host in lab.hosts.values() if host.role is role]
+
+
+def undo_faults(lab: Lab, say: Progress) -> None:
+    """Thaw what is frozen, heal every cut, let stopped processes go on. Hosts that are off are for `Lab.up`."""
+    for host in lab.hosts.values():
+        if host.power.state() is PowerState.PAUSED:
+            say(f"cluster: resuming {host.name}")
+            host.power.resume()
+        if host.power.state() is not PowerState.OFF:
+            for network, link in host.links.items():
+                if link.state() is LinkState.CUT:
+                    say(f"cluster: healing {host.name}'s link to {network}")
+                    link.heal()
+
+
+def install(nodes: list[Host], say: Progress) -> None:
+    """The code under test on every node; running daemons are restarted if it changed."""
+    archive = payload.build()
+
+    def to(host: Host) -> None:
+        if host.command.run(["cat", payload.DIGEST_FILE], check=False).text == archive.digest:
+            return
+        say(f"cluster: installing hactl on {host.name}")
+        script = (
+            # sync: a drill may take the power away a second later.
+            f"rm -rf {payload.LIB_DIR} && tar -x -C / && sync && systemctl daemon-reload && "
+            f"systemctl try-restart {NODEWATCH} {DAEMON}"
+        )
+        host.command.run(["sh", "-c", script], input=archive.tar, timeout_s=60)
+
+    in_parallel(to, nodes)
+
+
+def wait_for_disks(lab: Lab, nodes: list[Host], say: Progress) -> None:
+    """Every node sees every shared disk under its name.
+
+    A name can be missing although the disk is there: when udev looked at the disk while the storage network was cut,
+    it took the name away, and no event tells it that the disk answers again.
+    """
+    devices = [disk.device for disk in lab.disks.values()]
+    tests = " && ".join(f"[ -b {shlex.quote(device)} ]" for device in devices) or "true"
+    script = f"until {tests}; do udevadm trigger --subsystem-match=block; sleep 0.5; done"
+
+    def on(host: Host) -> None:
+        argv = ["timeout", f"{LUN_TIMEOUT_S:g}", "sh", "-c", script]
+        if host.command.run(argv, timeout_s=LUN_TIMEOUT_S + 10, check=False).status != 0:
+            raise LabError(
+                f"{host.name} does not see {', '.join(devices)} after {LUN_TIMEOUT_S:g} s: "
+                f"look at `journalctl -u iscsid` there and at hwlab-target.service on the target"
+            )
+
+    in_parallel(on, nodes)
+
+
+def configure(nodes: list[Host], say: Progress) -> None:
+    """One configuration and one key, made by the first node that has none to follow, the same on all."""
+
+    def read(host: Host) -> tuple[bytes, bytes] | None:
+        files = [host.command.run(["cat", path], check=False) for path in (CONFIG, KEY)]
+        return None if any(file.status for file in files) else (files[0].stdout, files[1].stdout)
+
+    found = in_parallel(read, nodes)
+    existing = [each for each in found if each is not None]
+    if len(set(existing)) > 1:
+        raise LabError("the nodes have different configurations: take the lab down and up again")
+    if not existing:
+        say(f"cluster: configuring {', '.join(host.name for host in nodes)}")
+        nodes[0].command.run(init_argv(nodes))
+        first = read(nodes[0])
+        if first is None:
+            raise LabError(f"`hactl init` on {nodes[0].name} wrote no {CONFIG}")
+        existing, found[0] = [first], first
+    config, key = existing[0]
+    for host, present in zip(nodes, found, strict=True):
+        if present is None:
+            host.command.put({CONFIG: config})
+            host.command.put({KEY: key}, mode=0o600)
+            host.command.run(["sync"])
+
+
+def init_argv(nodes: list[Host]) -> list[str]:
+    """Nodes are numbered by their place in the topology, from 1."""
+    argv = ["hactl", "init", "--cluster", CLUSTER, "--metrics-port", str(METRICS_PORT)]
+    for number, host in enumerate(nodes, start=1):
+        argv += ["--node", f"{host.name}={number},{host.addresses[LAN]}"]
+    return argv
+
+
+def start_daemons(nodes: list[Host], say: Progress) -> None:
+    """Both daemons run on every node and the cluster has a leader."""
+
+    def on(host: Host) -> None:
+        script = (
+            f"systemctl --quiet enable {NODEWATCH} {DAEMON}; systemctl start {NODEWATCH} {DAEMON}; "
+            # After a drill that stopped them with a signal.
+            f"systemctl kill --signal=CONT {NODEWATCH} {DAEMON}"
+        )
+        host.command.run(["sh", "-c", script], timeout_s=60)
+
+    in_parallel(on, nodes)
+    wait_until(lambda: bool(status(nodes).get("leader")), CLUSTER_TIMEOUT_S, "the cluster to elect a leader")
+
+
+def add_volume(lab: Lab, volume: VolumeSpec, nodes: list[Host], say: Progress) -> None:
+    """Format the disk and make it a volume, once in the life of a lab."""
+    marker = f"{MARKER_DIR}/{volume.name}"
+    if nodes[0].command.run(["test", "-e", marker], check=False).status == 0:
+        return
+    say(f"cluster: adding volume {volume.name}")
+    nodes[0].command.run(add_argv(lab, volume), timeout_s=120)
+    nodes[0].command.run(["sh", "-c", f"mkdir -p {MARKER_DIR} && touch {marker} && sync"])
+
+
+def add_argv(lab: Lab, volume: VolumeSpec) -> list[str]:
+    """The command that makes the volume."""
+    argv = ["hactl", "volume", "add", volume.name, "--device", lab.disks[volume.lun].device]
+    argv += ["--fs", volume.fs, "--address", volume.address]
+    for cidr in volume.clients:
+        argv += ["--clients", cidr]
+    return [*argv, "--lease-s", str(volume.lease_s), "--grace-s", str(volume.grace_s), "--format"]
+
+
+def wait_until_serving(volume: VolumeSpec, nodes: list[Host], say: Progress) -> None:
+    """The volume is served, and every node could take it over."""
+
+    def well() -> bool:
+        now = status(nodes)
+        mine = [each for each in now.get("volumes", []) if each["name"] == volume.name]
+        if mine and mine[0].get("wanted") == "stopped":
+            nodes[0].command.run(["hactl", "volume", "start", volume.name], timeout_s=90, check=False)
+            return False
+        return bool(mine) and mine[0]["state"] == "serving" and all(node["ready"] for node in now["nodes"])
+
+    try:
+        wait_until(well, SERVING_TIMEOUT_S, f"volume {volume.name} to be served and all nodes to be ready")
+    except LabError as error:
+        shown = nodes[0].command.run(["hactl", "status"], check=False)
+        raise LabError(f"{error}\n{shown.text}{shown.stderr.decode(errors='replace')}") from error
+
+
+def status(nodes: list[Host]) -> Mapping[str, Any]:
+    """`hactl status --json` of the first node that answers; empty if none does."""
+    for host in nodes:
+        result = host.command.run(["hactl", "status", "--json"], check=False)
+        if result.status == 0:
+            answer: Mapping[str, Any] = json.loads(result.stdout)
+            return answer
+    return {}
+
+
+def mount(client: Host, volume: VolumeSpec, say: Progress) -> None:
+    """NFSv4.2, hard: the client waits for as long as a takeover takes."""
+    point = volume.mount_point
+    if client.command.run(["mountpoint", "--quiet", "--nofollow", point], check=False).status == 0:
+        return
+    say(f"cluster: mounting {volume.name} on {client.name}")
+    source = f"{volume.address.partition('/')[0]}:/"
+    script = f"mkdir -p {shlex.quote(point)} && mount -t nfs4 -o vers=4.2,hard {source} {shlex.quote(point)}"
+    client.command.run(["sh", "-c", script], timeout_s=MOUNT_TIMEOUT_S)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Poll a condition; LabError that says what was waited for."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(0.2)

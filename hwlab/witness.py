@@ -1,0 +1,220 @@
+"""What the disk itself believes, seen from the target: reservations, the label's epoch, the drill's stamps.
+
+Runs on the target inside the lab (sent there as text: standard library only) and takes no part in anything.
+It samples LIO's own view in configfs every few milliseconds and reports each change between two times:
+`since`, when the last sample that did not show it began, and `at`, when the sample that shows it was
+complete: the change happened in between. Right after each change it reads the stamps from the backing device.
+
+JSON lines on stdout, times in CLOCK_MONOTONIC nanoseconds. The word `stop` on stdin, or its end, ends it.
+"""
+
+import argparse
+import ctypes
+import glob
+import json
+import mmap
+import os
+import re
+import stat
+import sys
+import threading
+import time
+
+CORE = "/sys/kernel/config/target/core"
+LABEL_OFFSETS = (1 << 20, (1 << 20) + (64 << 10))
+STAMP_BASE = 3 << 20
+BLOCK = 4096
+STAMP_EVERY_NS = 250_000_000
+LABEL_EVERY_NS = 200_000_000
+ALIVE_EVERY_NS = 1_000_000_000
+KEY = re.compile(r"(?P<nexus>\S+)\s+Key: (?P<key>0x[0-9a-f]+)")
+HOLDER = re.compile(r"Initiator: (?P<nexus>\S+)")
+TYPES = {
+    "Write Exclusive Access": 1,
+    "Exclusive Access": 3,
+    "Write Exclusive Access, Registrants Only": 5,
+    "Exclusive Access, Registrants Only": 6,
+    "Write Exclusive Access, All Registrants": 7,
+    "Exclusive Access, All Registrants": 8,
+}
+
+
+def say(kind: str, **fields: object) -> None:
+    print(json.dumps({"t": kind, **fields}), flush=True)
+
+
+class Backing:
+    """Aligned reads of the device behind one LUN, past the page cache where it is a block device."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_RDONLY
+        if stat.S_ISBLK(os.stat(path).st_mode):
+            flags |= os.O_DIRECT
+        self._fd = os.open(path, flags)
+
+    def read(self, offset: int, length: int) -> bytes:
+        buffer = mmap.mmap(-1, length)
+        count = os.preadv(self._fd, [buffer], offset)
+        data = bytes(buffer[:count])
+        buffer.close()
+        return data
+
+
+def parse_stamp(block: bytes) -> "tuple[str, int]":
+    """(run, number) of a stamp block; ("", 0) where there is none."""
+    words = block.split(b"\n", 1)[0].decode("ascii", "replace").split(" ")
+    if len(words) < 5 or words[0] != "hactl-stamp" or not words[4].isdigit():
+        return "", 0
+    return words[2], int(words[4])
+
+
+def parse_label(block: bytes) -> "dict[str, object]":
+    """Epoch, owner and more of a label copy: the JSON object in the block, whatever surrounds it."""
+    start = block.find(b"{")
+    if start < 0:
+        return {}
+    try:
+        fields, _ = json.JSONDecoder().raw_decode(block[start:].decode("utf-8", "replace"))
+    except ValueError:
+        return {}
+    return {name: fields.get(name) for name in ("epoch", "owner", "seq", "wanted") if name in fields}
+
+
+def parse_registrants(text: str) -> "list[tuple[str, str]]":
+    """(nexus, key) of every registration in `res_pr_registered_i_pts`."""
+    return [(match["nexus"], match["key"]) for match in KEY.finditer(text)]
+
+
+def parse_holder(text: str) -> str:
+    """The nexus that holds the reservation, "" for none."""
+    match = HOLDER.search(text)
+    return match["nexus"] if match else ""
+
+
+def parse_type(text: str) -> int:
+    """SCSI's code of the reservation's type, 0 for none."""
+    return TYPES.get(text.partition("Type: ")[2].strip(), 0)
+
+
+class Lun:
+    """One logical unit of the target: its last state, and what changed since."""
+
+    def __init__(self, folder: str, numbers: "list[int]") -> None:
+        self.name = "/".join(folder.split("/")[-2:])
+        self._folder = folder
+        self._numbers = numbers
+        self._state = (b"", b"")
+        self._stamps: dict[int, tuple[str, int]] = {}
+        self._labels: list[dict[str, object]] = []
+        self._began_ns = time.monotonic_ns()
+        self._stamps_ns = 0
+        self._labels_ns = 0
+        self.gap_ns_max = 0
+        with open(f"{folder}/udev_path") as path:
+            self._backing = Backing(path.read().strip())
+
+    def _read(self, name: str) -> bytes:
+        # Opened anew each time: an open configfs file answers with what it read first. Bare system calls,
+        # since each costs a guest of an emulated lab as much as hundreds of lines of Python.
+        fd = os.open(f"{self._folder}/pr/{name}", os.O_RDONLY)
+        data = os.read(fd, 65536)
+        os.close(fd)
+        return data
+
+    def sample(self) -> None:
+        began_ns = time.monotonic_ns()
+        state = (self._read("res_pr_registered_i_pts"), self._read("res_holder"))
+        at_ns = time.monotonic_ns()
+        since_ns, self._began_ns = self._began_ns, began_ns
+        self.gap_ns_max = max(self.gap_ns_max, at_ns - since_ns)
+        if state != self._state:
+            self._state = state
+            self._say_state(since_ns, at_ns)
+            self.stamps(always=True)
+        elif at_ns - self._stamps_ns > STAMP_EVERY_NS:
+            self.stamps(always=False)
+        if at_ns - self._labels_ns > LABEL_EVERY_NS:
+            self._label()
+
+    def _say_state(self, since_ns: int, at_ns: int) -> None:
+        registrants = parse_registrants(self._state[0].decode())
+        holder = parse_holder(self._state[1].decode())
+        keys = dict(registrants)
+        say(
+            "pr",
+            device=self.name,
+            since=since_ns,
+            at=at_ns,
+            generation=self._read("res_pr_generation").decode().strip(),
+            type=parse_type(self._read("res_pr_type").decode()),
+            holder=keys.get(holder, ""),
+            holder_nexus=holder,
+            registrants=[{"nexus": nexus, "key": key} for nexus, key in registrants],
+        )
+
+    def stamps(self, always: bool) -> None:
+        """Read the stamp area; say it if it must be said, or changed."""
+        data = self._backing.read(STAMP_BASE, BLOCK * (max(self._numbers) + 1))
+        self._stamps_ns = time.monotonic_ns()
+        found = {n: parse_stamp(data[n * BLOCK : (n + 1) * BLOCK]) for n in self._numbers}
+        if always or found != self._stamps:
+            self._stamps = found
+            rows = [{"node": n, "run": run, "n": count} for n, (run, count) in found.items()]
+            say("stamps", device=self.name, at=self._stamps_ns, rows=rows)
+
+    def _label(self) -> None:
+        labels = [parse_label(self._backing.read(offset, BLOCK)) for offset in LABEL_OFFSETS]
+        self._labels_ns = time.monotonic_ns()
+        if labels != self._labels:
+            self._labels = labels
+            say("label", device=self.name, at=self._labels_ns, copies=labels)
+
+
+def run_first(priority: int) -> bool:
+    """Ask for a place before ordinary processes: a witness that sleeps through a change is no witness."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(priority))
+        ctypes.CDLL(None).mlockall(3)
+    except OSError:
+        return False
+    return True
+
+
+def wait_for_word(stop: threading.Event) -> None:
+    sys.stdin.readline()
+    stop.set()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--core", default=CORE)
+    parser.add_argument("--numbers", required=True, help="node numbers, comma separated")
+    parser.add_argument("--interval-ms", type=float, default=10.0)
+    args = parser.parse_args()
+    folders = sorted(os.path.dirname(path) for path in glob.glob(f"{args.core}/*/*/pr"))
+    luns = [Lun(folder, [int(word) for word in args.numbers.split(",")]) for folder in folders]
+    stop = threading.Event()
+    threading.Thread(target=wait_for_word, args=(stop,), daemon=True).start()
+    first = run_first(10)
+    say("started", at=time.monotonic_ns(), devices=[lun.name for lun in luns], realtime=first)
+    alive_ns, samples = time.monotonic_ns(), 0
+    while not stop.is_set():
+        for lun in luns:
+            lun.sample()
+        samples += 1
+        if time.monotonic_ns() - alive_ns > ALIVE_EVERY_NS:
+            alive_ns = time.monotonic_ns()
+            gap_ns = max((lun.gap_ns_max for lun in luns), default=0)
+            say("alive", at=alive_ns, samples=samples, gap_ns=gap_ns)
+            samples = 0
+            for lun in luns:
+                lun.gap_ns_max = 0
+        time.sleep(args.interval_ms / 1000)
+    for lun in luns:
+        lun.stamps(always=True)
+    gap_ns = max((lun.gap_ns_max for lun in luns), default=0)
+    say("final", at=time.monotonic_ns(), gap_ns=gap_ns)
+
+
+if __name__ == "__main__":
+    main()

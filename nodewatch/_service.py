@@ -1,0 +1,422 @@
+"""The process: one loop over the UDP socket, hactld's socket and the clock, around the core. See `core.py` for what it
+decides.
+
+No asyncio: a plain `selectors` loop keeps the process small and its way from packet to answer short.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nodewatch import events as ev
+from nodewatch._gate import BadGate, Gate
+from nodewatch._ipc import Connection, Listener, encode
+from nodewatch._stable import StableFile, StableWriter
+from nodewatch._udp import UdpLink
+from nodewatch.config import ClusterConfig, ConfigError, NodeConfig, parse_config
+from nodewatch.core import NodeWatch
+from nodewatch.stable import Stable, next_generation
+from nodewatch.view import to_json
+from nodewatch.wire import KEY_BYTES
+
+_BIND_PATIENCE_S = 10.0
+_PRIORITY = 10
+_MCL_CURRENT = 1
+_MCL_ONFAULT = 4
+_SEND_ERRORS_EVERY_MS = 60_000
+
+
+class StartError(Exception):
+    """Node watch cannot start; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    config: str
+    node: str | None
+    socket: str
+    state: str
+    realtime: bool
+
+
+def clock_ms() -> int:
+    """This host's time since boot, suspension included: a host that slept must notice."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def log(text: str, serious: bool = False) -> None:
+    """One line for the journal; `<4>` is its mark for a warning."""
+    mark = ("<4>" if serious else "<6>") if "JOURNAL_STREAM" in os.environ else ""
+    sys.stderr.write(f"{mark}nodewatch: {text}\n")
+    sys.stderr.flush()
+
+
+def read_key(path: str) -> bytes:
+    """The cluster key. Raises StartError."""
+    try:
+        mode = os.stat(path).st_mode
+        with open(path, encoding="ascii") as file:
+            text = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartError(f"cluster key {path}: {error}; copy it from another node, mode 0600") from error
+    if mode & 0o077:
+        raise StartError(f"cluster key {path}: others may read it (mode {mode & 0o777:04o}); run `chmod 600 {path}`")
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise StartError(f"cluster key {path}: not {2 * KEY_BYTES} hex digits; copy it from another node")
+    return key
+
+
+def read_config(options: Options) -> tuple[ClusterConfig, NodeConfig]:
+    """The configuration and which node this is. Raises StartError."""
+    try:
+        with open(options.config, encoding="utf-8") as file:
+            config = parse_config(file.read())
+        if options.node is None:
+            return config, config.me(socket.gethostname())
+        me = config.node(options.node)
+        if me is None:
+            raise StartError(f"{options.config}: there is no [[node]] {options.node!r}")
+        return config, me
+    except ConfigError as error:
+        raise StartError(f"{options.config}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartError(f"{options.config}: {error}; `hactl init` writes it") from error
+
+
+class Service:
+    def __init__(self, options: Options) -> None:
+        """Everything that may be refused is tried here, before a packet is sent. Raises StartError or
+        StableUnusable."""
+        config, me = read_config(options)
+        key = read_key(config.key_file)
+        file = StableFile(options.state)
+        # From here on no older node watch of this host runs: what the start's time means in the proof of lease.py.
+        stored = file.load()
+        self._options = options
+        self._selector = selectors.DefaultSelector()
+        self._link = _bind(config, me)
+        restored = Stable(
+            generation=next_generation(stored, int(time.time() * 1000)),
+            term=stored.term,
+            voted_for=stored.voted_for,
+            promises=stored.promises,
+        )
+        file.save(restored)
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._writer = StableWriter(file, self._wake_fd, lambda text: log(text, serious=True))
+        self._watch = NodeWatch(config=config, me=me, key=key, restored=restored, now_ms=clock_ms())
+        self._listener = Listener(options.socket)
+        self._connections: dict[int, Connection] = {}
+        self._gates: dict[str, Gate] = {}
+        self._queue: deque[ev.Event] = deque()
+        self._feeding = False
+        self._stopping = False
+        self._send_errors_said_ms: int | None = None
+        for warning in config.warnings():
+            log(warning, serious=True)
+        log(f"node={me.name} number={me.number} generation={restored.generation} term={restored.term} started")
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+        register = self._selector.register
+        register(self._link, selectors.EVENT_READ, self._datagram)
+        register(self._wake_fd, selectors.EVENT_READ, self._woken)
+        register(self._listener, selectors.EVENT_READ, self._connect)
+        if self._options.realtime:
+            _become_punctual()
+        gc.collect()
+        gc.freeze()
+        _tell_systemd("READY=1")
+        while not self._stopping:
+            self._turn()
+        self._end()
+
+    def _turn(self) -> None:
+        wait_ms = self._watch.deadline_ms() - clock_ms()
+        ready = self._selector.select(max(0, wait_ms) / 1000) if wait_ms > 0 else self._selector.select(0)
+        for key, mask in ready:
+            handler: Callable[..., None] = key.data
+            if isinstance(key.fileobj, Connection):
+                handler(key.fileobj, mask)
+            else:
+                handler()
+        now = clock_ms()
+        if now >= self._watch.deadline_ms():
+            self._feed(ev.Tick(now_ms=now))
+
+    def _end(self) -> None:
+        """Shut the gates, say so, go. The address must not outlive this process in service."""
+        _tell_systemd("STOPPING=1")
+        self._feed(ev.Stop(now_ms=clock_ms()))
+        self._feed(ev.Farewell(now_ms=clock_ms()))
+        self._listener.close()
+        log("stopped")
+
+    # --- events in ------------------------------------------------------------------------------------------------
+
+    def _signalled(self, number: int, frame: object) -> None:
+        self._stopping = True
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _woken(self) -> None:
+        os.eventfd_read(self._wake_fd)
+        written = self._writer.take()
+        if written is not None:
+            self._feed(ev.Persisted(now_ms=clock_ms(), stable=written))
+
+    def _datagram(self) -> None:
+        received = self._link.receive()
+        if received is not None:
+            datagram, source = received
+            self._feed(ev.Datagram(now_ms=clock_ms(), source=source, data=datagram))
+
+    def _connect(self) -> None:
+        accepted = self._listener.accept(len(self._connections))
+        if isinstance(accepted, str):
+            log(accepted, serious=True)
+        elif accepted is not None:
+            self._connections[accepted.fileno()] = accepted
+            self._selector.register(accepted, selectors.EVENT_READ, self._talk)
+            accepted.send(self._view())
+
+    def _talk(self, connection: Connection, mask: int) -> None:
+        if connection.fileno() not in self._connections:
+            return  # hung up earlier in this turn
+        if mask & selectors.EVENT_WRITE:
+            connection.flush()
+        if mask & selectors.EVENT_READ:
+            try:
+                received = connection.receive()
+            except ValueError as error:
+                log(f"hactld's socket: {error}; hung up", serious=True)
+                received = None
+            if received is None:
+                self._hang_up(connection)
+                return
+            message, fds = received
+            try:
+                if message:
+                    self._command(connection, message, fds)
+            except (KeyError, TypeError, ValueError, BadGate) as error:
+                log(f"hactld's message {str(message)[:200]} is not valid: {error!r}", serious=True)
+            finally:
+                Connection.close_all(fds)
+        self._watch_output(connection)
+
+    def _command(self, connection: Connection, message: dict[str, Any], fds: list[int]) -> None:
+        kind, now = message["t"], clock_ms()
+        if kind == "hello":
+            self._welcome(connection)
+            self._feed(ev.DaemonBeat(now_ms=now))
+            connection.send(self._view())
+            return
+        if not connection.is_daemon:
+            log(f"ignored {kind!r} of a client that did not say hello", serious=True)
+            return
+        match kind:
+            case "beat":
+                self._feed(ev.DaemonBeat(now_ms=now))
+            case "send":
+                body = encode(_object(message["body"]))
+                self._feed(ev.MessageWanted(now_ms=now, to=str(message["to"]), message=body))
+            case "gate":
+                self._take_gate(str(message["volume"]), message["renew"], message["close"], fds)
+            case "ungate":
+                volume = str(message["volume"])
+                closed = self._close_gates((volume,))[volume]
+                self._release(volume)
+                self._feed(ev.GateTaken(now_ms=now, volume=volume, closed=closed))
+            case "bar":
+                self._feed(ev.BarWanted(now_ms=now, node=str(message["node"])))
+            case "lift":
+                self._feed(ev.LiftWanted(now_ms=now, node=str(message["node"])))
+            case "yield" | "unyield":
+                self._feed(ev.YieldWanted(now_ms=now, yielded=kind == "yield"))
+            case _:
+                raise ValueError(f"unknown kind {kind!r}")
+
+    def _welcome(self, connection: Connection) -> None:
+        """A new daemon; one that is still connected is an old one."""
+        for other in list(self._connections.values()):
+            if other.is_daemon and other is not connection:
+                other.is_daemon = False
+                self._hang_up(other)
+        connection.is_daemon = True
+
+    def _hang_up(self, connection: Connection) -> None:
+        self._selector.unregister(connection)
+        del self._connections[connection.fileno()]
+        connection.close()
+        if connection.is_daemon:
+            self._feed(ev.DaemonGone(now_ms=clock_ms()))
+
+    def _take_gate(self, volume: str, renew: str, close: str, fds: list[int]) -> None:
+        if len(fds) != 1:
+            raise ValueError(f"a gate comes with one descriptor, here are {len(fds)}")
+        gate = Gate(fds.pop(), base64.b64decode(renew, validate=True), base64.b64decode(close, validate=True))
+        self._release(volume)
+        self._gates[volume] = gate
+        self._feed(ev.GateGiven(now_ms=clock_ms(), volume=volume))
+
+    def _release(self, volume: str) -> None:
+        gate = self._gates.pop(volume, None)
+        if gate is not None:
+            gate.release()
+
+    # --- effects out ----------------------------------------------------------------------------------------------
+
+    def _feed(self, event: ev.Event) -> None:
+        """Step the core, carry out what it says, and feed it what came of that."""
+        self._queue.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        while self._queue:
+            self._act(self._watch.step(self._queue.popleft()))
+        self._feeding = False
+
+    def _act(self, effects: tuple[ev.Effect, ...]) -> None:
+        for effect in effects:
+            match effect:
+                case ev.Transmit():
+                    self._link.send(effect.to, effect.datagram)
+                    if self._link.send_errors:
+                        self._say_send_errors()
+                case ev.RenewGates():
+                    results = self._renew_gates(effect)
+                    self._feed(ev.GatesRenewed(now_ms=clock_ms(), results=results))
+                case ev.CloseGates():
+                    closed = self._close_gates(effect.volumes)
+                    self._feed(ev.GatesClosed(now_ms=clock_ms(), results=closed))
+                case ev.Persist():
+                    self._writer.submit(effect.stable)
+                case ev.Deliver():
+                    self._deliver(effect)
+                case ev.Publish():
+                    self._publish()
+                case ev.Log():
+                    log(effect.text, effect.serious)
+
+    def _renew_gates(self, effect: ev.RenewGates) -> dict[str, bool]:
+        results = {}
+        for volume in effect.volumes:
+            gate = self._gates.get(volume)
+            # The clock is read for each of them, as near to the kernel as can be: rule R4.
+            results[volume] = gate is not None and clock_ms() <= effect.not_after_ms and self._renewed(volume, gate)
+        return results
+
+    def _renewed(self, volume: str, gate: Gate) -> bool:
+        error = gate.renew()
+        if error:
+            log(f"volume={volume} gate not renewed: {os.strerror(error)}", serious=True)
+        return error == 0
+
+    def _close_gates(self, volumes: tuple[str, ...]) -> dict[str, bool]:
+        results = {}
+        for volume in volumes:
+            gate = self._gates.get(volume)
+            error = gate.close() if gate is not None else 0
+            results[volume] = error == 0
+            verdict = f"not closed: {os.strerror(error)}" if error else "closed"
+            log(f"volume={volume} gate {verdict}", serious=bool(error))
+        return results
+
+    def _deliver(self, effect: ev.Deliver) -> None:
+        packet = b'{"t":"recv","from":%s,"body":%s}' % (json.dumps(effect.sender).encode(), effect.message)
+        for connection in list(self._connections.values()):
+            if connection.is_daemon:
+                connection.send(packet)
+                self._watch_output(connection)
+
+    def _publish(self) -> None:
+        if not self._connections:
+            return
+        packet = self._view()
+        for connection in list(self._connections.values()):
+            connection.send(packet)
+            self._watch_output(connection)
+
+    def _view(self) -> bytes:
+        return encode(to_json(self._watch.view(clock_ms())))
+
+    def _watch_output(self, connection: Connection) -> None:
+        if connection.fileno() not in self._connections:
+            return
+        if connection.overflowed:
+            log("a client does not read its messages: hung up", serious=True)
+            connection.overflowed = False
+            self._hang_up(connection)
+            return
+        mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.waiting else 0)
+        if self._selector.get_key(connection).events != mask:
+            self._selector.modify(connection, mask, self._talk)
+
+    def _say_send_errors(self) -> None:
+        now = clock_ms()
+        if self._send_errors_said_ms is None or now - self._send_errors_said_ms >= _SEND_ERRORS_EVERY_MS:
+            self._send_errors_said_ms = now
+            log(f"{self._link.send_errors} packets not sent, last {self._link.last_error} (said once a minute)", True)
+            self._link.send_errors = 0
+
+
+def _object(body: object) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise ValueError("body is not a JSON object")
+    return body
+
+
+def _bind(config: ClusterConfig, me: NodeConfig) -> UdpLink:
+    """At boot the address may come a little later than we do."""
+    peers = {node.number: node.address for node in config.nodes if node.number != me.number}
+    give_up = time.monotonic() + _BIND_PATIENCE_S
+    while True:
+        try:
+            return UdpLink(me.address, config.port, peers)
+        except OSError as error:
+            if time.monotonic() >= give_up:
+                raise StartError(
+                    f"cannot listen on {me.address} port {config.port}: {error.strerror}; "
+                    f"is this host really {me.name}, and is its network up?"
+                ) from error
+        time.sleep(0.2)
+
+
+def _become_punctual() -> None:
+    """Before other processes, and never waiting for a page of ours. Neither is needed for safety."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_PRIORITY))
+    except OSError as error:
+        log(f"not scheduled in real time: {error.strerror}")
+    # ONFAULT: keep what was touched, do not load whole libraries for it.
+    if ctypes.CDLL(None, use_errno=True).mlockall(_MCL_CURRENT | _MCL_ONFAULT) != 0:
+        log(f"memory not locked: {os.strerror(ctypes.get_errno())}")
+
+
+def _tell_systemd(state: str) -> None:
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        try:
+            notify.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+        except OSError as error:
+            log(f"systemd not told {state}: {error.strerror}")

@@ -1,0 +1,213 @@
+"""The door: which datagrams are believed. Everything that comes from the network passes here first.
+
+A peer's *session* is one process of it. A frame of a newer generation opens a pending session, which becomes
+the present one as soon as such a frame names our own generation and a heartbeat that we sent: only a process
+that lives now can do that, so a recording of an earlier process is never believed, not even by a process that
+has just started and remembers nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from nodewatch import wire
+from nodewatch.config import NodeConfig
+from nodewatch.heartbeat import Heartbeat, Letter, Malformed, decode
+from nodewatch.wire import Cipher, ReplayWindow
+
+_WARN_EVERY_MS = 60_000
+_WARN_SOURCES = 64
+_OWN_ECHO_MS = 5000
+"""No network delays a frame of our own previous process for longer."""
+
+
+class Session:
+    __slots__ = ("beat_ms", "beat_seq", "cipher", "since_seq", "window")
+
+    def __init__(self, cipher: Cipher, since_seq: int) -> None:
+        self.cipher = cipher
+        self.window = ReplayWindow()
+        self.beat_seq = 0
+        """The newest heartbeat received."""
+        self.beat_ms = 0
+        self.since_seq = since_seq
+        """Our own newest heartbeat when this session became the present one."""
+
+    @property
+    def generation(self) -> int:
+        return self.cipher.generation
+
+
+class _Peer:
+    __slots__ = ("address", "name", "pending", "present")
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.name = config.name
+        self.address = config.address
+        self.present: Session | None = None
+        self.pending: Session | None = None
+
+
+class Admitted(NamedTuple):
+    number: int
+    seq: int
+    message: Heartbeat | Letter
+    reborn: bool
+    """The first believed frame of a new process."""
+
+
+class Admission:
+    def __init__(
+        self,
+        *,
+        key: bytes,
+        uuid: str,
+        me: NodeConfig,
+        generation: int,
+        peers: Iterable[NodeConfig],
+        now_ms: int,
+    ) -> None:
+        self._key = key
+        self._uuid = uuid
+        self._me = me
+        self._generation = generation
+        self._start_ms = now_ms
+        self._peers = {peer.number: _Peer(peer) for peer in peers}
+        self._warned: dict[tuple[str, str], int] = {}
+        self.drops: Counter[str] = Counter()
+        self.conflicts: dict[tuple[str, int], str] = {}
+        self.warnings: list[str] = []
+        """New lines for the log; the reader clears it."""
+
+    def admit(self, source: str, datagram: bytes, *, now_ms: int, my_seq: int) -> Admitted | None:
+        """The message of a datagram that is to be believed; None (and a reason counted) otherwise."""
+        found = self._admit(source, datagram, now_ms, my_seq)
+        if isinstance(found, str):
+            if found:
+                self._drop(found, source, now_ms)
+            return None
+        return found
+
+    def session(self, number: int) -> Session | None:
+        """The peer's present process."""
+        return self._peers[number].present
+
+    def newest(self, number: int) -> Session | None:
+        """The process of the peer to be answered: one that is not yet believed must learn our generation."""
+        peer = self._peers[number]
+        return peer.pending or peer.present
+
+    def unproven(self, number: int) -> bool:
+        """Its frames arrive, but it has not heard us yet."""
+        peer = self._peers[number]
+        return peer.pending is not None and peer.present is None
+
+    def _admit(self, source: str, datagram: bytes, now_ms: int, my_seq: int) -> Admitted | str:
+        header = wire.parse_header(datagram)
+        if isinstance(header, str):
+            return header
+        peer = self._peers.get(header.sender)
+        if peer is None:
+            return self._stranger(header, datagram, source, now_ms)
+        known = self._known_session(peer, header.generation)
+        cipher = known.cipher if known is not None else self._cipher(header.sender, header.generation)
+        body = cipher.open(datagram, header.seq)
+        if body is None:
+            return wire.WRONG_KEY
+        if source != peer.address:
+            self.conflicts["address", header.sender] = (
+                f"packets of {peer.name} (number {header.sender}) come from {source}, configured is "
+                f"{peer.address}: "
+                f"two nodes use this number, or the configurations differ"
+            )
+            return wire.WRONG_SOURCE
+        if known is not None and not known.window.accept(header.seq):
+            return wire.REPLAYED
+        try:
+            message = decode(body)
+        except Malformed:
+            return wire.MALFORMED
+        if known is None:
+            newest = peer.pending or peer.present
+            if newest is not None and header.generation < newest.generation:
+                return self._old_generation(peer, header, message, my_seq)
+            known = peer.pending = Session(cipher, my_seq)
+            known.window.accept(header.seq)
+        return self._believe(peer, known, header, message, now_ms, my_seq)
+
+    def _believe(
+        self,
+        peer: _Peer,
+        session: Session,
+        header: wire.Header,
+        message: Heartbeat | Letter,
+        now_ms: int,
+        my_seq: int,
+    ) -> Admitted | str:
+        if isinstance(message, Heartbeat) and header.seq > session.beat_seq:
+            session.beat_seq, session.beat_ms = header.seq, now_ms
+        if session is peer.present:
+            return Admitted(header.sender, header.seq, message, False)
+        if self._named_by(message, 0, my_seq) is None:
+            return ""
+        peer.present, peer.pending = session, None
+        session.since_seq = my_seq
+        return Admitted(header.sender, header.seq, message, True)
+
+    def _named_by(self, message: Heartbeat | Letter, after_seq: int, my_seq: int) -> int | None:
+        """The heartbeat of this very process, newer than `after_seq`, that a message says it heard."""
+        if not isinstance(message, Heartbeat):
+            return None
+        for entry in message.entries:
+            if entry.number == self._me.number:
+                named = entry.generation == self._generation and after_seq < entry.seq <= my_seq
+                return entry.seq if named else None
+        return None
+
+    def _old_generation(self, peer: _Peer, header: wire.Header, message: Heartbeat | Letter, my_seq: int) -> str:
+        """Late frames of a process that ended are harmless. One that heard us lately has not ended."""
+        if peer.present is not None and self._named_by(message, peer.present.since_seq + 1, my_seq) is not None:
+            self.conflicts["process", header.sender] = (
+                f"two processes at {peer.address} call themselves {peer.name} (number {header.sender}): "
+                f"give every node its own name, number and address"
+            )
+        return wire.OLD_GENERATION
+
+    def _stranger(self, header: wire.Header, datagram: bytes, source: str, now_ms: int) -> str:
+        """A number that is no peer's: our own, or one that the configuration does not have."""
+        if header.sender == self._me.number and header.generation == self._generation:
+            return wire.OWN_NUMBER
+        if self._cipher(header.sender, header.generation).open(datagram, header.seq) is None:
+            return wire.WRONG_KEY
+        if header.sender != self._me.number:
+            return wire.UNKNOWN_SENDER
+        if now_ms - self._start_ms > _OWN_ECHO_MS or header.generation > self._generation:
+            self.conflicts["own", header.sender] = (
+                f"{source} also calls itself {self._me.name} (number {header.sender}): give every node its "
+                "own name and number"
+            )
+        return wire.OWN_NUMBER
+
+    def _known_session(self, peer: _Peer, generation: int) -> Session | None:
+        for session in (peer.present, peer.pending):
+            if session is not None and session.generation == generation:
+                return session
+        return None
+
+    def _cipher(self, sender: int, generation: int) -> Cipher:
+        return Cipher(self._key, self._uuid, sender, generation)
+
+    def _drop(self, reason: str, source: str, now_ms: int) -> None:
+        self.drops[reason] += 1
+        at_ms = self._warned.get((source, reason))
+        if at_ms is not None and now_ms - at_ms < _WARN_EVERY_MS:
+            return
+        if len(self._warned) >= _WARN_SOURCES:
+            if at_ms is None and now_ms - min(self._warned.values()) < _WARN_EVERY_MS:
+                return
+            self._warned.clear()
+        self._warned[source, reason] = now_ms
+        if reason not in (wire.REPLAYED, wire.OLD_GENERATION):
+            self.warnings.append(f"dropped a datagram from {source}: {reason} (said once a minute)")

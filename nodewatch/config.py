@@ -1,0 +1,337 @@
+"""/etc/hactl/hactl.toml: text in, a checked ClusterConfig out, or one ConfigError that names line, field and
+remedy.
+
+The same file lies on every node. What must be equal everywhere for the cluster to be safe is in `digest()`;
+nodes whose digests differ do not count for each other.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from cryptography.hazmat.primitives import hashes
+
+from nodewatch.lease import Timing
+
+NUMBER_MAX = 4095
+NODES_MAX = 16
+"""Heartbeats describe every node in one datagram, which must fit one Ethernet frame."""
+DEFAULT_PORT = 7747
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "cluster": ("name", "uuid", "key_file", "this"),
+    "node": ("name", "number", "address"),
+    "timing": tuple(entry.name for entry in fields(Timing)),
+    "network": ("port",),
+    "metrics": ("listen",),
+}
+
+
+class ConfigError(Exception):
+    """The operator can mend it. `line` counts from 1, 0 = the file as a whole; `action` says what to do."""
+
+    def __init__(self, *, line: int, field: str, problem: str, action: str) -> None:
+        where = f"line {line}: " if line else ""
+        super().__init__(f"{where}{field}: {problem}; {action}")
+        self.line = line
+        self.field = field
+        self.problem = problem
+        self.action = action
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    name: str
+    number: int
+    """1..4095, permanent, part of the reservation key."""
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    name: str
+    uuid: str
+    key_file: str
+    this: str | None
+    nodes: tuple[NodeConfig, ...]
+    timing: Timing
+    port: int
+    metrics_listen: str | None
+
+    def node(self, name: str) -> NodeConfig | None:
+        return next((node for node in self.nodes if node.name == name), None)
+
+    def me(self, host_name: str) -> NodeConfig:
+        """The node that this host is: [cluster] this, else the one named like the host (with or without its
+        domain)."""
+        for candidate in (self.this,) if self.this else (host_name, host_name.partition(".")[0]):
+            found = self.node(candidate)
+            if found is not None:
+                return found
+        names = ", ".join(node.name for node in self.nodes)
+        raise ConfigError(
+            line=0,
+            field="[[node]] name",
+            problem=f"this host is called {host_name!r}, and no [[node]] is",
+            action=f"add a [[node]] of that name, or set `this` in [cluster] to one of {names}",
+        )
+
+    def digest(self) -> bytes:
+        """8 bytes over everything that must be equal on all nodes: cluster, nodes, timing, port."""
+        nodes = sorted((node.number, node.name, node.address) for node in self.nodes)
+        timing = [(entry.name, getattr(self.timing, entry.name)) for entry in fields(Timing)]
+        summary = hashes.Hash(hashes.SHA256())
+        summary.update(repr((self.name, self.uuid, nodes, timing, self.port)).encode())
+        return summary.finalize()[:8]
+
+    def warnings(self) -> list[str]:
+        """What is allowed but worth a sentence."""
+        count = len(self.nodes)
+        if count % 2 == 0:
+            return [
+                f"{count} nodes survive the loss of {count - count // 2 - 1}, as {count - 1} would: "
+                f"a majority of {count} is {count // 2 + 1}; an odd number of nodes is better"
+            ]
+        return []
+
+
+def parse_config(text: str) -> ClusterConfig:
+    """The whole file. Raises ConfigError for the first thing that is wrong; nothing is guessed."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"at line (\d+)", str(error))
+        line = int(found.group(1)) if found else 0
+        raise ConfigError(line=line, field="file", problem=f"not TOML: {error}", action="mend the syntax") from None
+    return _Reader(text, document).cluster()
+
+
+class _Reader:
+    """Walks the parsed document and knows where in the text each field stands."""
+
+    def __init__(self, text: str, document: dict[str, Any]) -> None:
+        self._lines = text.splitlines()
+        self._document = document
+
+    def cluster(self) -> ClusterConfig:
+        self._check_sections()
+        cluster = self._table("cluster", required=True)
+        timing = self._timing()
+        nodes = self._nodes()
+        config = ClusterConfig(
+            name=self._text("cluster", 0, cluster, "name", _is_name, "letters, digits, - . _"),
+            uuid=self._text("cluster", 0, cluster, "uuid", _is_uuid, "a uuid in lower case, as `uuidgen` prints it"),
+            key_file=self._text("cluster", 0, cluster, "key_file", _is_path, "an absolute path"),
+            this=self._this(cluster, nodes),
+            nodes=nodes,
+            timing=timing,
+            port=self._integer("network", 0, self._table("network"), "port", 1, 65535, DEFAULT_PORT),
+            metrics_listen=self._listen(),
+        )
+        self._check_timing(timing)
+        return config
+
+    def _check_sections(self) -> None:
+        for section, content in self._document.items():
+            if section not in _SECTIONS:
+                known = ", ".join(f"[{name}]" for name in _SECTIONS)
+                raise self._error(
+                    section, 0, None, "there is no such section", f"known are {known}; remove or rename it"
+                )
+            tables = content if section == "node" else [content]
+            expected = "[[node]]" if section == "node" else f"[{section}]"
+            if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+                raise self._error(section, 0, None, "this is not a section", f"write it as {expected}")
+            for index, table in enumerate(tables):
+                for key in table:
+                    if key not in _SECTIONS[section]:
+                        known = ", ".join(_SECTIONS[section])
+                        raise self._error(section, index, key, "unknown key", f"known in {expected} are {known}")
+
+    def _nodes(self) -> tuple[NodeConfig, ...]:
+        tables = self._document.get("node", [])
+        if not tables:
+            raise self._error(
+                "node", 0, None, "no [[node]] at all", "describe every node with name, number and address"
+            )
+        if len(tables) > NODES_MAX:
+            raise self._error("node", NODES_MAX, None, f"{len(tables)} nodes", f"at most {NODES_MAX} are supported")
+        nodes = []
+        for index, table in enumerate(tables):
+            address = self._text("node", index, table, "address", _is_address, "an IPv4 or IPv6 address, no name")
+            nodes.append(
+                NodeConfig(
+                    name=self._text("node", index, table, "name", _is_name, "letters, digits, - . _"),
+                    number=self._integer("node", index, table, "number", 1, NUMBER_MAX, None),
+                    address=str(ipaddress.ip_address(address)),
+                )
+            )
+        self._check_unique(nodes)
+        self._check_family(nodes)
+        return tuple(nodes)
+
+    def _check_unique(self, nodes: list[NodeConfig]) -> None:
+        for key in ("name", "number", "address"):
+            first: dict[object, int] = {}
+            for index, node in enumerate(nodes):
+                value = getattr(node, key)
+                if value in first:
+                    other = self._line("node", first[value], key)
+                    raise self._error(
+                        "node",
+                        index,
+                        key,
+                        f"{value!r} is already used at line {other}",
+                        f"give every node its own {key}",
+                    )
+                first[value] = index
+
+    def _check_family(self, nodes: list[NodeConfig]) -> None:
+        for index, node in enumerate(nodes):
+            if (":" in node.address) != (":" in nodes[0].address):
+                raise self._error(
+                    "node",
+                    index,
+                    "address",
+                    "IPv4 and IPv6 are mixed",
+                    "use addresses of one family for heartbeats",
+                )
+
+    def _timing(self) -> Timing:
+        table = self._table("timing")
+        default = Timing()
+        return Timing(
+            **{
+                key: self._integer("timing", 0, table, key, 0, 10_000_000, getattr(default, key))
+                for key in _SECTIONS["timing"]
+            }
+        )
+
+    def _check_timing(self, timing: Timing) -> None:
+        for violation in timing.violations():
+            key = next((key for key in _SECTIONS["timing"] if violation.startswith(key)), None)
+            raise self._error("timing", 0, key, violation, "change the value and try again")
+
+    def _this(self, cluster: Mapping[str, Any], nodes: tuple[NodeConfig, ...]) -> str | None:
+        if "this" not in cluster:
+            return None
+        names = [node.name for node in nodes]
+        return self._text("cluster", 0, cluster, "this", lambda text: text in names, f"one of {', '.join(names)}")
+
+    def _listen(self) -> str | None:
+        table = self._table("metrics")
+        if not table:
+            return None
+        return self._text(
+            "metrics", 0, table, "listen", _is_endpoint, '":PORT" (the node\'s own address) or "ADDRESS:PORT"'
+        )
+
+    def _table(self, section: str, required: bool = False) -> dict[str, Any]:
+        table = self._document.get(section)
+        if table is None:
+            if required:
+                raise self._error(
+                    section, 0, None, "the section is missing", f"add [{section}]; `hactl init` writes it"
+                )
+            return {}
+        assert isinstance(table, dict)
+        return table
+
+    def _text(
+        self,
+        section: str,
+        index: int,
+        table: Mapping[str, Any],
+        key: str,
+        good: Callable[[str], bool],
+        wanted: str,
+    ) -> str:
+        value = table.get(key)
+        if value is None:
+            raise self._error(section, index, key, "is missing", f"set it to {wanted}")
+        if not isinstance(value, str) or not good(value):
+            raise self._error(section, index, key, f"{value!r} is not valid", f"it must be {wanted}")
+        return value
+
+    def _integer(
+        self,
+        section: str,
+        index: int,
+        table: Mapping[str, Any],
+        key: str,
+        low: int,
+        high: int,
+        default: int | None,
+    ) -> int:
+        value = table.get(key, default)
+        if value is None:
+            raise self._error(section, index, key, "is missing", f"set it to a number from {low} to {high}")
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self._error(
+                section, index, key, f"{value!r} is not valid", f"it must be a number from {low} to {high}"
+            )
+        return value
+
+    def _error(self, section: str, index: int, key: str | None, problem: str, action: str) -> ConfigError:
+        name = f"[[{section}]]" if section == "node" else f"[{section}]"
+        field = f"{name} {key}" if key else name
+        return ConfigError(line=self._line(section, index, key), field=field, problem=problem, action=action)
+
+    def _line(self, section: str, index: int, key: str | None) -> int:
+        """Where `key` of the index-th such section stands; its heading if the key is absent; 0 if that is
+        absent too."""
+        heading = re.compile(rf"\s*\[\[?\s*\"?{re.escape(section)}\"?\s*\]")
+        assignment = re.compile(rf"\s*\"?{re.escape(key or '')}\"?\s*=")
+        as_key = re.compile(rf"\s*\"?{re.escape(section)}\"?\s*=")
+        seen, inside, found = -1, False, 0
+        for number, line in enumerate(self._lines, start=1):
+            if heading.match(line):
+                seen += 1
+                inside = seen == index
+                found = number if inside else found
+            elif line.lstrip().startswith("["):
+                inside = False
+            elif (inside and key and assignment.match(line)) or (seen < 0 and not key and as_key.match(line)):
+                return number
+        return found
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
+
+
+def _is_uuid(text: str) -> bool:
+    return _UUID.fullmatch(text) is not None
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/") and "\0" not in text
+
+
+def _is_address(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return not (address.is_unspecified or address.is_multicast)
+
+
+def _is_endpoint(text: str) -> bool:
+    host, colon, port = text.rpartition(":")
+    if colon and not host:
+        host = "127.0.0.1"  # stands for the node's own address, which the file gives elsewhere
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        return False
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return port.isdigit() and 0 < int(port) < 65536

@@ -1,0 +1,89 @@
+"""Who is silent? One timeout over any authentic message; silence while this process itself did not run does
+not count.
+
+The evidence here moves work, it never makes anything safe: that is the lease's part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nodewatch.view import NodeState
+
+
+class Detector:
+    """Last sign of life of each peer, on this node's clock. Changed in place, for every packet."""
+
+    __slots__ = ("_excused_until", "_gone", "_heard", "_heartbeat_ms", "_last_run", "_overdue", "_overdue_ms")
+
+    def __init__(self, peers: Iterable[int], *, heartbeat_ms: int, overdue_ms: int, now_ms: int) -> None:
+        self._heartbeat_ms = heartbeat_ms
+        self._overdue_ms = overdue_ms
+        self._heard: dict[int, int | None] = dict.fromkeys(peers)
+        self._overdue: set[int] = set()
+        self._gone: set[int] = set()
+        self._last_run = now_ms
+        self._excused_until = now_ms
+
+    def running(self, now_ms: int) -> int:
+        """Call at every event; gives how long this process had not run beyond the ordinary, in ms.
+
+        Packets may wait in the socket after a stall, so everybody gets two heartbeats' time to be heard."""
+        stall = now_ms - self._last_run - 2 * self._heartbeat_ms
+        self._last_run = now_ms
+        if stall > 0:
+            self._excused_until = now_ms + 2 * self._heartbeat_ms
+        return max(0, stall)
+
+    def heard(self, peer: int, now_ms: int) -> bool:
+        """An authentic message came. True if the peer was not alive before."""
+        known = self._heard[peer]
+        self._heard[peer] = now_ms
+        if peer in self._gone:
+            return False
+        was_alive = known is not None and peer not in self._overdue
+        self._overdue.discard(peer)
+        return not was_alive
+
+    def said_goodbye(self, peer: int) -> bool:
+        """Its last words: silent from now on. True if that is news."""
+        news = peer not in self._gone
+        self._gone.add(peer)
+        self._overdue.add(peer)
+        return news
+
+    def reborn(self, peer: int) -> None:
+        """A new process of that node speaks: its goodbye is over."""
+        self._gone.discard(peer)
+
+    def newly_overdue(self, now_ms: int) -> list[int]:
+        """Peers whose silence has just become too long."""
+        if now_ms < self._excused_until:
+            return []
+        found = [
+            peer
+            for peer, heard in self._heard.items()
+            if heard is not None and peer not in self._overdue and now_ms - heard >= self._overdue_ms
+        ]
+        self._overdue.update(found)
+        return found
+
+    def state(self, peer: int) -> NodeState:
+        if peer in self._overdue:
+            return "overdue"
+        return "unheard" if self._heard[peer] is None else "alive"
+
+    def alive(self, peer: int) -> bool:
+        return self._heard[peer] is not None and peer not in self._overdue
+
+    def gone(self, peer: int) -> bool:
+        return peer in self._gone
+
+    def silent_ms(self, peer: int, now_ms: int) -> int | None:
+        heard = self._heard[peer]
+        return None if heard is None else now_ms - heard
+
+    def deadline_ms(self) -> int | None:
+        """When the next peer may become overdue."""
+        heard = [at for peer, at in self._heard.items() if at is not None and peer not in self._overdue]
+        return max(min(heard) + self._overdue_ms, self._excused_until) if heard else None

@@ -1,0 +1,193 @@
+"""What the core is told, and what it wants done. Every event carries this node's clock in ms, read after it
+happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nodewatch.stable import Stable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Nothing happened until `NodeWatch.deadline_ms`."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Datagram:
+    now_ms: int
+    source: str
+    """The sender's IP address."""
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Persisted:
+    """`stable` is on the disk, fsync done."""
+
+    now_ms: int
+    stable: Stable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonBeat:
+    """hactld said hello or beat."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonGone:
+    """hactld's connection ended."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateGiven:
+    now_ms: int
+    volume: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateTaken:
+    """hactld wanted the gate closed and forgotten; the edge did both. `closed`: the kernel said so."""
+
+    now_ms: int
+    volume: str
+    closed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatesRenewed:
+    """`now_ms` was read after the kernel answered. False: not done, or the clock had passed
+    `not_after_ms`."""
+
+    now_ms: int
+    results: Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatesClosed:
+    """True: surely closed."""
+
+    now_ms: int
+    results: Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BarWanted:
+    now_ms: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiftWanted:
+    now_ms: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class YieldWanted:
+    now_ms: int
+    yielded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageWanted:
+    now_ms: int
+    to: str
+    """A node's name, or "*" for all others."""
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """The process was asked to end: shut the gates. `Farewell` follows when that was tried."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Farewell:
+    """Send the last words. Nothing follows."""
+
+    now_ms: int
+
+
+Event = (
+    Tick
+    | Datagram
+    | Persisted
+    | DaemonBeat
+    | DaemonGone
+    | GateGiven
+    | GateTaken
+    | GatesRenewed
+    | GatesClosed
+    | BarWanted
+    | LiftWanted
+    | YieldWanted
+    | MessageWanted
+    | Stop
+    | Farewell
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transmit:
+    """Send one datagram to each of these node numbers. On every link, when there are several."""
+
+    to: tuple[int, ...]
+    datagram: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Persist:
+    """Put it on the disk, then answer `Persisted`. Votes and promises are told to nobody BEFORE that. Of
+    several that wait, only the newest need be written."""
+
+    stable: Stable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewGates:
+    """Read the clock again just before: not one renewal at a later time than `not_after_ms`. Answer
+    `GatesRenewed`."""
+
+    volumes: tuple[str, ...]
+    not_after_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseGates:
+    """Now. Answer `GatesClosed`."""
+
+    volumes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deliver:
+    """A peer's hactld sent this to ours."""
+
+    sender: str
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publish:
+    """Show `NodeWatch.view` to whoever listens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """One line for people. `serious`: something is wrong that somebody must mend."""
+
+    text: str
+    serious: bool = False
+
+
+Effect = Transmit | Persist | RenewGates | CloseGates | Deliver | Publish | Log

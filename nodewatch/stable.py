@@ -1,0 +1,58 @@
+"""What a node must not forget: its generation, its vote, its promises. Text in, text out; `_stable.py` puts
+it on the disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+FORMAT = 1
+
+
+class StableCorrupt(Exception):
+    """The stable file is not what was written. Node watch must not guess: it might vote twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stable:
+    generation: int = 0
+    """Of this process; grows with every start."""
+    term: int = 0
+    voted_for: int = 0
+    """In `term`; 0 = nobody."""
+    promises: tuple[tuple[int, int, int], ...] = ()
+    """(node, first mark, newest mark), by node."""
+
+
+def to_text(stable: Stable) -> str:
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "generation": stable.generation,
+            "term": stable.term,
+            "voted_for": stable.voted_for,
+            "promises": [list(promise) for promise in stable.promises],
+        }
+    )
+
+
+def from_text(text: str) -> Stable:
+    """Raises StableCorrupt."""
+    try:
+        plain = json.loads(text)
+        if plain["format"] != FORMAT:
+            raise StableCorrupt(f"format {plain['format']}, this program reads {FORMAT}")
+        promises = tuple((int(node), int(first), int(mark)) for node, first, mark in plain["promises"])
+        return Stable(
+            generation=int(plain["generation"]),
+            term=int(plain["term"]),
+            voted_for=int(plain["voted_for"]),
+            promises=promises,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise StableCorrupt(f"not readable: {error!r}") from error
+
+
+def next_generation(stable: Stable, wall_clock_ms: int) -> int:
+    """Greater than any before, also when the stable file was lost but the wall clock is sane."""
+    return max(stable.generation + 1, wall_clock_ms)

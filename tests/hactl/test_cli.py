@@ -1,0 +1,166 @@
+"""The commands as an administrator types them: exit codes by class, and one clear line for each refusal."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from hactl.cli import client
+from hactl.cli.main import main
+from nodewatch.config import parse_config
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A socket that answers each verb with what the test puts in, as hactld would."""
+    answers: dict[str, Any] = {}
+    path = str(tmp_path / "s")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen()
+
+    def serve() -> None:
+        while True:
+            try:
+                link, _ = server.accept()
+            except OSError:
+                return
+            with link, link.makefile("rwb") as lines:
+                verb = json.loads(lines.readline())["verb"]
+                lines.write(json.dumps(answers[verb]).encode() + b"\n")
+
+    threading.Thread(target=serve, daemon=True).start()
+    monkeypatch.setattr(client.stream, "__defaults__", (path, None))
+    return answers
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(main, list(args))
+
+
+STATE: dict[str, Any] = {
+    "cluster": "demo",
+    "me": "n1",
+    "leader": "n1",
+    "term": 3,
+    "quorum": True,
+    "problems": [],
+    "evidence": {"n1": "this node"},
+    "nodes": [{"name": "n1", "number": 1, "state": "alive", "daemon": "ok", "ready": True, "reasons": []}],
+    "volumes": [
+        {
+            "name": "v1",
+            "state": "serving",
+            "server": "n1",
+            "epoch": 4,
+            "key": "0x1",
+            "next": "n2",
+            "wanted": "started",
+            "address": "192.0.2.50/24",
+            "owner": "n1",
+            "devices": {"n1": "/dev/sda"},
+            "phases": {"n1": "serving"},
+            "problems": [],
+        }
+    ],
+}
+
+
+def test_without_a_daemon_every_command_says_so_with_its_own_exit_code(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(client.stream, "__defaults__", (str(tmp_path / "none"), None))
+    for args in (["status"], ["volume", "list"], ["node", "list"], ["keys"], ["history"], ["events"]):
+        result = run(*args)
+        assert result.exit_code == 4
+        assert "systemctl start hactld" in result.output
+
+
+def test_status_shows_the_cluster_and_checks_it_when_asked(daemon: dict[str, Any]) -> None:
+    daemon["status"] = {"ok": True, "result": STATE}
+    assert "Nothing is wrong." in run("status").output
+    assert json.loads(run("status", "--json").output) == STATE
+    assert run("status", "--check").exit_code == 0
+    daemon["status"] = {"ok": True, "result": {**STATE, "problems": ["no quorum"]}}
+    assert run("status").exit_code == 0
+    assert run("status", "--check").exit_code == 5
+
+
+def test_a_refusal_is_one_line_and_exit_code_1(daemon: dict[str, Any]) -> None:
+    daemon["status"] = {"ok": True, "result": STATE}
+    daemon["move"] = {"ok": False, "error": "n2 is not ready to take v1", "kind": "RequestRefused"}
+    result = run("volume", "move", "v1", "n2")
+    assert (result.exit_code, result.output.strip()) == (1, "hactl: n2 is not ready to take v1")
+
+
+def test_an_unknown_volume_or_node_is_a_usage_error(daemon: dict[str, Any]) -> None:
+    daemon["status"] = {"ok": True, "result": STATE}
+    for args in (["volume", "move", "v9"], ["volume", "show", "v9"], ["fence", "n9", "--yes"]):
+        result = run(*args)
+        assert result.exit_code == 2
+        assert "9" in result.output
+
+
+def test_fencing_shows_its_plan_and_asks_first(daemon: dict[str, Any]) -> None:
+    daemon["status"] = {"ok": True, "result": STATE}
+    result = CliRunner().invoke(main, ["fence", "n1"], input="n\n")
+    assert result.exit_code == 1
+    assert "volume v1 goes to n2" in result.output
+
+
+def test_a_volume_show_has_every_member(daemon: dict[str, Any]) -> None:
+    daemon["status"] = {"ok": True, "result": STATE}
+    output = run("volume", "show", "v1").output
+    assert all(name in output for name in STATE["volumes"][0])
+
+
+INIT = ["init", "--cluster", "demo", "--node", "n1=1,192.0.2.11", "--node", "n2=2,192.0.2.12"]
+
+
+def test_init_writes_a_configuration_that_is_accepted_and_a_secret_key(tmp_path: Path) -> None:
+    result = run(*INIT, "--metrics-port", "9747", "--dir", str(tmp_path / "etc"))
+    assert result.exit_code == 0, result.output
+    config = parse_config((tmp_path / "etc/hactl.toml").read_text())
+    assert [(node.name, node.number, node.address) for node in config.nodes] == [
+        ("n1", 1, "192.0.2.11"),
+        ("n2", 2, "192.0.2.12"),
+    ]
+    key = tmp_path / "etc/cluster.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert len(bytes.fromhex(key.read_text().strip())) == 32
+
+
+def test_init_never_overwrites(tmp_path: Path) -> None:
+    assert run(*INIT, "--dir", str(tmp_path)).exit_code == 0
+    before = [path.read_text() for path in sorted(tmp_path.iterdir())]
+    result = run(*INIT, "--dir", str(tmp_path))
+    assert result.exit_code == 2
+    assert "Nothing was written" in result.output
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == before
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [["n1"], ["n1=x,192.0.2.1"], ["n1=1,192.0.2.1", "n1=2,192.0.2.2"], ["n1=0,192.0.2.1"], ["n1=1,no"], ['"=1,a']],
+)
+def test_init_refuses_wrong_nodes_and_writes_nothing(tmp_path: Path, nodes: list[str]) -> None:
+    options = [part for each in nodes for part in ("--node", each)]
+    result = run("init", "--cluster", "demo", *options, "--dir", str(tmp_path / "etc"))
+    assert result.exit_code == 2
+    assert not (tmp_path / "etc").exists()
+
+
+def test_timing_is_printed_from_the_configuration_alone(tmp_path: Path) -> None:
+    assert run(*INIT, "--dir", str(tmp_path)).exit_code == 0
+    config = tmp_path / "hactl.toml"
+    rows = json.loads(run("timing", "--config", str(config), "--json").output)
+    assert {"detect", "bar confirmed"} <= {row["phase"] for row in rows}
+    assert all(0 <= row["best_ms"] <= row["worst_ms"] for row in rows)
+    config.write_text(config.read_text() + "\n[timing]\nlease_ms = 300\n")
+    result = run("timing", "--config", str(config))
+    assert result.exit_code == 2
+    assert "300" in result.output

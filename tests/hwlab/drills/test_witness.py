@@ -1,0 +1,133 @@
+"""The target's witness and the stamper, on LIO's own words and on an ordinary file as the disk."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hwlab import stamper, witness
+
+NONE = "No SPC-3 Reservation holder\n"
+NEXUS = "iqn.2026-11.org.hactl:n1,i,0x00023d000001"
+HELD = f"SPC-3 Reservation: iSCSI Initiator: {NEXUS}\n"
+REGISTERED = (
+    "SPC-3 PR Registrations:\n"
+    f"iSCSI Node: {NEXUS} Key: 0xabcde00100000004 PRgen: 0x00000003\n"
+    "iSCSI Node: iqn.2026-11.org.hactl:n2,i,0x00023d000002 Key: 0xabcde00200000005 PRgen: 0x00000004\n"
+)
+
+
+def target(folder: Path, disk: Path, registered: str = "None\n", held: str = NONE, kind: str = "No SPC") -> Path:
+    device = folder / "iblock_0" / "lun0"
+    (device / "pr").mkdir(parents=True, exist_ok=True)
+    (device / "udev_path").write_text(f"{disk}\n")
+    show(device, registered, held, kind)
+    return device
+
+
+def show(device: Path, registered: str, held: str, kind: str) -> None:
+    (device / "pr" / "res_pr_registered_i_pts").write_text(registered)
+    (device / "pr" / "res_holder").write_text(held)
+    (device / "pr" / "res_pr_generation").write_text("0x00000004\n")
+    (device / "pr" / "res_pr_type").write_text(f"SPC-3 Reservation Type: {kind}\n")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk"
+    path.write_bytes(b"\0" * (4 << 20))
+    return path
+
+
+def events(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_registrations_and_holder_are_read_from_the_targets_words(
+    tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = target(tmp_path, disk, REGISTERED, HELD, "Write Exclusive Access, Registrants Only")
+    witness.Lun(str(device), [1, 2]).sample()
+    state = events(capsys)[0]
+    assert state["holder"] == "0xabcde00100000004"
+    assert [entry["key"] for entry in state["registrants"]] == ["0xabcde00100000004", "0xabcde00200000005"]  # type: ignore[attr-defined]
+    assert (state["type"], state["generation"]) == (5, "0x00000004")
+
+
+def test_a_change_lies_between_two_samples_and_the_stamps_are_read_after_it(
+    tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = target(tmp_path, disk, REGISTERED, HELD, "Write Exclusive Access, Registrants Only")
+    lun = witness.Lun(str(device), [1, 2])
+    lun.sample()
+    lun.sample()
+    writer = stamper.Stamper(str(disk), "r1", 1, direct=False)
+    for _ in range(3):
+        assert writer.write()
+    show(device, "None\n", NONE, "No SPC")
+    lun.sample()
+    pr = [event for event in events(capsys) if event["t"] in ("pr", "stamps") and "device" in event]
+    assert [event["t"] for event in pr] == ["pr", "stamps", "pr", "stamps"]
+    assert pr[2]["since"] < pr[2]["at"] < pr[3]["at"]  # type: ignore[operator]
+    assert pr[2]["registrants"] == [] and pr[2]["holder"] == ""
+    assert pr[3]["rows"] == [{"node": 1, "run": "r1", "n": 3}, {"node": 2, "run": "", "n": 0}]
+
+
+def test_without_a_change_the_witness_is_silent(tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lun = witness.Lun(str(target(tmp_path, disk)), [1])
+    lun.sample()
+    events(capsys)
+    lun.sample()
+    assert events(capsys) == []
+
+
+def test_the_labels_epoch_is_found_whatever_surrounds_it(
+    tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = b"HACTLLBL\x01\x00" + b"\xff" * 40 + json.dumps({"epoch": 7, "owner": "n2", "x": 1}).encode()
+    with disk.open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(label)
+    witness.Lun(str(target(tmp_path, disk)), [1]).sample()
+    copies = next(event["copies"] for event in events(capsys) if event["t"] == "label")
+    assert copies == [{"epoch": 7, "owner": "n2"}, {}]
+
+
+def test_stamps_count_up_in_the_nodes_own_block(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (stamper.Stamper(str(disk), "r1", number, direct=False) for number in (1, 2))
+    first.write()
+    first.write()
+    second.write()
+    data = disk.read_bytes()[stamper.STAMP_BASE :]
+    assert witness.parse_stamp(data[4096:8192]) == ("r1", 2)
+    assert witness.parse_stamp(data[8192:12288]) == ("r1", 1)
+    assert witness.parse_stamp(data[:4096]) == ("", 0)
+
+
+def test_a_refused_stamp_is_reported_at_once_with_its_reason(
+    disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = stamper.Stamper(str(disk), "r1", 1, direct=False)
+    writer.write()
+
+    def refuse(*_: object) -> int:
+        raise OSError(52, "Invalid exchange")
+
+    monkeypatch.setattr("os.pwritev", refuse)
+    assert not writer.write()
+    rows = [row for event in events(capsys) for row in event["rows"]]  # type: ignore[attr-defined]
+    assert [(row[0], row[3]) for row in rows] == [(1, "ok"), (2, "Invalid exchange")]
+
+
+def test_the_whole_disk_is_found_below_a_mounted_partition(tmp_path: Path) -> None:
+    sysfs = tmp_path / "dev"
+    sysfs.mkdir()
+    part = tmp_path / "devices" / "sda" / "sda2"
+    part.mkdir(parents=True)
+    (part / "partition").write_text("2\n")
+    (sysfs / "8:2").symlink_to(part)
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("36 25 8:2 / /srv/v1 rw shared:1 - ext4 /dev/sda2 rw\n")
+    assert stamper.whole_disk("/srv/v1", str(mounts), str(sysfs)) == "/dev/sda"
+    with pytest.raises(SystemExit, match="nothing is mounted at /srv/v2"):
+        stamper.whole_disk("/srv/v2", str(mounts), str(sysfs))

@@ -1,0 +1,159 @@
+"""The registry of faults: every kind hits the control that it names, and can be undone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import Popen
+from typing import IO
+
+import pytest
+
+from hwlab.errors import LabError
+from hwlab.faults import FAULTS, inject
+from hwlab.protocols import Completed, Host, LinkState, PowerState
+from hwlab.topology import Role
+
+
+@dataclass
+class Recorder:
+    """Stands for all controls of a host and notes what it was told to do."""
+
+    calls: list[str] = field(default_factory=list)
+
+    def control(self, prefix: str) -> "Control":
+        return Control(self.calls, prefix)
+
+
+@dataclass
+class Control:
+    calls: list[str]
+    prefix: str
+
+    def _note(self, what: str) -> None:
+        self.calls.append(f"{self.prefix}.{what}")
+
+    def on(self) -> None:
+        self._note("on")
+
+    def off(self) -> None:
+        self._note("off")
+
+    def pause(self) -> None:
+        self._note("pause")
+
+    def resume(self) -> None:
+        self._note("resume")
+
+    def cut(self) -> None:
+        self._note("cut")
+
+    def heal(self) -> None:
+        self._note("heal")
+
+    def text(self) -> str:
+        return ""
+
+
+class FakePower(Control):
+    def state(self) -> PowerState:
+        return PowerState.ON
+
+
+class FakeLink(Control):
+    def state(self) -> LinkState:
+        return LinkState.UP
+
+
+class FakeCommand(Control):
+    def run(
+        self, argv: Sequence[str], *, input: bytes | None = None, timeout_s: float = 30, check: bool = True
+    ) -> Completed:
+        self._note(" ".join(argv))
+        return Completed(status=0, stdout=b"", stderr=b"")
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | IO[bytes] = 0,
+        stdout: int | IO[bytes] = 0,
+        stderr: int | IO[bytes] = 0,
+    ) -> "Popen[bytes]":
+        raise NotImplementedError
+
+    def put(self, files: Mapping[str, bytes | Path], *, mode: int = 0o644, timeout_s: float = 60) -> None:
+        self._note("put")
+
+    def wait_reachable(self, timeout_s: float) -> None:
+        self._note("wait")
+
+    def forget(self) -> None:
+        self._note("forget")
+
+
+def fake_host(calls: list[str]) -> Host:
+    return Host(
+        name="n1",
+        role=Role.NODE,
+        addresses={},
+        command=FakeCommand(calls, "run"),
+        power=FakePower(calls, "power"),
+        console=Control(calls, "console"),
+        links={name: FakeLink(calls, name) for name in ("lan", "san")},
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "effect"),
+    [
+        ("kill", "power.off"),
+        ("power-on", "power.on"),
+        ("pause", "power.pause"),
+        ("resume", "power.resume"),
+        ("cut", "lan.cut"),
+        ("heal", "lan.heal"),
+        ("cut-storage", "san.cut"),
+        ("heal-storage", "san.heal"),
+        ("stop-daemon", "run.systemctl stop hactld.service"),
+        ("start-daemon", "run.systemctl start hactl-nodewatch.service hactld.service"),
+        ("hang-daemon", "run.systemctl kill --signal=STOP hactld.service hactl-nodewatch.service"),
+        ("thaw-daemon", "run.systemctl kill --signal=CONT hactl-nodewatch.service hactld.service"),
+        ("reboot", "run.systemctl --no-block reboot"),
+    ],
+)
+def test_a_fault_does_what_its_name_says(kind: str, effect: str) -> None:
+    calls: list[str] = []
+    injected = inject(kind, fake_host(calls))
+    assert calls[0] == effect
+    assert (injected.kind, injected.host) == (kind, "n1")
+    assert injected.monotonic_before <= injected.monotonic_after
+
+
+def test_every_fault_with_an_undo_names_a_kind_that_exists() -> None:
+    assert {fault.undo for fault in FAULTS.values() if fault.undo} <= set(FAULTS)
+
+
+def test_every_fault_is_described() -> None:
+    assert all(fault.description for fault in FAULTS.values())
+
+
+def test_an_unknown_kind_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(LabError, match="kill"):
+        inject("explode", fake_host([]))
+
+
+def test_a_host_without_the_network_cannot_be_cut_from_it() -> None:
+    calls: list[str] = []
+    host = fake_host(calls)
+    client = Host(
+        name="c1",
+        role=Role.CLIENT,
+        addresses={},
+        command=host.command,
+        power=host.power,
+        console=host.console,
+        links={},
+    )
+    with pytest.raises(LabError, match="c1 is not on network 'san'"):
+        inject("cut-storage", client)
+    assert calls == []

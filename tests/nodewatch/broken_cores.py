@@ -1,0 +1,91 @@
+"""Cores with one rule broken each. The simulation must catch every one of them, or it proves nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from nodewatch import events as ev
+from nodewatch.core import NodeWatch, _Peer
+from nodewatch.heartbeat import Heartbeat
+from nodewatch.stable import Stable
+
+
+class AcknowledgesTheBarred(NodeWatch):
+    """R2 without "has not promised"."""
+
+    def _acknowledges(self, peer: _Peer, now: int) -> bool:
+        return True
+
+
+class ForgetsAndSpeaksAtOnce(NodeWatch):
+    """Promises not on stable storage, and no fresh silence to make up for it."""
+
+    def __init__(self, *, restored: Stable, **rest: Any) -> None:
+        super().__init__(restored=replace(restored, promises=()), **rest)
+
+    def _acknowledges(self, peer: _Peer, now: int) -> bool:
+        return not peer.mismatch and peer.config.number not in self._promises.held
+
+
+class AgesOfAnotherLife(NodeWatch):
+    """R5 without "at most the age of the process": as if a fresh process had acknowledged nobody."""
+
+    def __init__(self, *, now_ms: int, **rest: Any) -> None:
+        super().__init__(now_ms=now_ms, **rest)
+        for peer in self._peers.values():
+            peer.ref_ms = now_ms - 60_000
+
+
+class LeaseFromTheAnswer(NodeWatch):
+    """R3 with the lease counted from the acknowledgement's arrival instead of the heartbeat's departure."""
+
+    def _take_datagram(self, event: ev.Datagram) -> None:
+        before = self._lease.end_ms
+        super()._take_datagram(event)
+        if self._lease.end_ms != before:
+            self._lease.end_ms = event.now_ms + self._timing.lease_ms
+
+
+class NoGuardForDrift(NodeWatch):
+    """The claim with lease_ms alone: right only if all clocks ran equally fast."""
+
+    def __init__(self, **rest: Any) -> None:
+        super().__init__(**rest)
+        honest = self._timing
+        self._timing = replace(honest, drift_percent=0, lease_ms=honest.lease_ms - honest.heartbeat_ms)
+        self._lease._lease_ms = honest.lease_ms
+
+
+class RenewsToTheLastMoment(NodeWatch):
+    """R4 without the gate's own lifetime."""
+
+    def _settle_gates(self, now: int) -> None:
+        self._lease.end_ms += self._timing.gate_ms if self._lease.end_ms else 0
+        super()._settle_gates(now)
+        self._lease.end_ms -= self._timing.gate_ms if self._lease.end_ms else 0
+
+
+class GivesUpAtBirth(NodeWatch):
+    """R7 without waiting for the gate of the process before."""
+
+    def _gave_up(self, now: int) -> bool:
+        return self._must_not_serve() and self._gates.all_shut(now)
+
+
+class VotesBeforeTheDisk(NodeWatch):
+    """E1 without stable storage."""
+
+    def _heartbeat(self, now: int, **rest: bool) -> Heartbeat:
+        election = self._election
+        self._durable = replace(self._durable, term=election.term, voted_for=election.voted_for)
+        return super()._heartbeat(now, **rest)
+
+
+class LiftsOnDemand(NodeWatch):
+    """R6 without asking whether the node shut its gates."""
+
+    def _lift_wanted(self, node: str, now: int) -> None:
+        number = self._numbers[node]
+        if self._election.role.name == "LEADER" and self._table.barred(number):
+            self._table.lift(number)
