@@ -42,7 +42,12 @@ class DiskLabels:
         self._writer = -1
 
     def read(self) -> FoundLabel | None:
-        return newest([self._read_block(offset) for offset in LABEL_OFFSETS], device=self._device)
+        blocks = [self._read_block(offset) for offset in LABEL_OFFSETS]
+        if not any(blocks):
+            raise NotDelivered(
+                "input/output error on both copies", device=self._device, operation="read label", sense="EIO"
+            )
+        return newest(blocks, device=self._device)
 
     def write(self, label: Label, slot: int) -> None:
         self._write_block(encode(label), slot)

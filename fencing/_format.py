@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fencing._disk import LABEL_AREA_END, DiskLabels, open_lun, size_bytes
 from fencing.acquisition import Intent, fence, stamp
@@ -115,10 +116,39 @@ def format_volume(
         lun.close()
 
 
+def relabel_volume(
+    device: str, new: NewVolume, identity: Identity, *, floor: int, intent: Intent, clock: Clock
+) -> Label:
+    """Give a disk whose label is lost or damaged a new one; its file system stays as it is.
+
+    `new` says what the old label said. FormatRefused if a label can still be read, or if there is no data
+    partition.
+    """
+    lun = open_lun(device)
+    try:
+        assert isinstance(lun.labels, DiskLabels)
+        old, _ = _old_label(lun)
+        if old is not None:
+            raise _refused(device, f"the label of volume {old.volume} can be read", "use the volume as it is")
+        if not os.path.exists(partition(device, 2)):
+            raise _refused(device, "it has no second partition", "format it, if nothing on it is needed")
+        handle = fence([lun], identity, floor=floor, intent=intent, clock=clock)
+        label = _first_label(new, identity, lun.wwid, handle.epoch)
+        lun.labels.erase()
+        stamp(handle, label, stopwatch=Stopwatch(clock))
+        return label
+    finally:
+        lun.close()
+
+
 def contents(device: str) -> list[str]:
-    """What is on a disk, in words; empty if nothing is: signatures that wipefs knows, a volume, other data."""
-    found = _signatures(device)
-    beginning = _first_data(device)
+    """What is on a disk, in words; empty if nothing is: signatures that wipefs knows, or other data."""
+    disk = os.path.realpath(device)
+    found = _signatures(disk)
+    for part in sorted(Path("/sys/class/block").glob(f"{os.path.basename(disk)}/*/partition")):
+        name = part.parent.name
+        found += [f"{kind} on {name}" for kind in _signatures(f"/dev/{name}")]
+    beginning = _first_data(disk)
     if not found and beginning is not None:
         found.append(f"data at byte {beginning}, of no known kind")
     return found
@@ -219,19 +249,18 @@ def _wait_for(path: str) -> None:
         time.sleep(_POLL_S)
 
 
-def _signatures(device: str) -> list[str]:
-    text = _run(["wipefs", "--no-act", "--json", os.path.realpath(device)])
-    signatures = json.loads(text)["signatures"] if text.strip() else []
+def _signatures(path: str) -> list[str]:
+    text = _run(["wipefs", "--no-act", "--json", path])
     kinds: dict[str, None] = {}
-    for each in signatures:
+    for each in json.loads(text)["signatures"] if text.strip() else []:
         label = f' "{each["label"]}"' if each.get("label") else ""
         kinds[f"{each['type']}{label}"] = None
     return list(kinds)
 
 
-def _first_data(device: str) -> int | None:
+def _first_data(path: str) -> int | None:
     """The first byte that is not zero, where partition tables, labels and file systems begin."""
-    with open(os.path.realpath(device), "rb", buffering=0) as disk:
+    with open(path, "rb", buffering=0) as disk:
         for offset in range(0, LABEL_AREA_END + MIB, MIB):
             block = disk.read(MIB)
             if any(block):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+import time
 from typing import Any
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
@@ -31,6 +32,10 @@ from fs.errors import NotPossible
 from fs.model import Gate, VolumeSpec
 
 _NO_DAD = 0x02
+_ETH_P_ARP = 0x0806
+_PROBES = 2
+_PROBE_S = 0.04
+_FRAME_BYTES = 128
 _FOREVER = 0xFFFFFFFF
 _MAIN_TABLE, _STATIC, _UNICAST = 254, 4, 1
 
@@ -114,20 +119,18 @@ class ServedAddress:
         assert self.namespace.route is not None
         was_there = self.left_s() is not None
         self.namespace.set_up(LINK)
-        index = self._index()
-        self.namespace.route.ask(self._message(index), RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE)
-        self._route_out(index)
+        self.namespace.route.ask(self._message(self._index()), RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE)
         return not was_there
 
-    def _route_out(self, index: int) -> None:
-        """The default route goes with the last address of a link, so it is set again each time."""
+    def route_out(self) -> None:
+        """The default route goes with the last address of a link, so it is set again whenever that came."""
         assert self.namespace.route is not None
         if self._gateway is None:
             return
         message = rtmsg()
         message["family"] = socket.AF_INET if self.spec.interface.version == 4 else socket.AF_INET6
         message["table"], message["proto"], message["type"] = _MAIN_TABLE, _STATIC, _UNICAST
-        message["attrs"] = [("RTA_GATEWAY", self._gateway), ("RTA_OIF", index)]
+        message["attrs"] = [("RTA_GATEWAY", self._gateway), ("RTA_OIF", self._index())]
         self.namespace.route.ask(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE)
 
     def remove(self) -> bool:
@@ -144,6 +147,31 @@ class ServedAddress:
                 raise
             was_there = False
         return self.namespace.set_up(LINK, False) or was_there
+
+    def answered_elsewhere(self) -> bool:
+        """Does some station on the served network still have this address? Takes 80 ms when nobody does.
+
+        For IPv6 it is not asked, and the answer is yes: the caller then waits for what it knows for certain.
+        """
+        address = self.spec.interface.ip
+        if not isinstance(address, ipaddress.IPv4Address):
+            return True
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.htons(_ETH_P_ARP)) as link:
+            link.bind((LINK, _ETH_P_ARP))
+            return any(self._probe_once(link, address) for _ in range(_PROBES))
+
+    def _probe_once(self, link: socket.socket, address: ipaddress.IPv4Address) -> bool:
+        link.send(frames.arp_probe(self._mac, address))
+        deadline = time.monotonic() + _PROBE_S
+        while (left := deadline - time.monotonic()) > 0:
+            link.settimeout(left)
+            try:
+                frame = link.recv(_FRAME_BYTES)
+            except TimeoutError:
+                return False
+            if frames.answers_probe(frame, self._mac, address):
+                return True
+        return False
 
     # -- telling the neighbours ----------------------------------------------------------------------------
 

@@ -19,8 +19,9 @@ Action = Callable[[], None]
 class Attendant:
     """`watch` a descriptor, or do something `later`. Actions must be short; what they raise is logged."""
 
-    def __init__(self, volume: str) -> None:
+    def __init__(self, volume: str, now_s: Callable[[], float] = time.monotonic) -> None:
         self._volume = volume
+        self._now_s = now_s
         self._lock = threading.Lock()
         self._watched: dict[int, Action] = {}
         self._due: list[tuple[float, int, Action]] = []
@@ -46,7 +47,7 @@ class Attendant:
 
     def later(self, delay_ms: float, action: Action) -> None:
         with self._lock:
-            heapq.heappush(self._due, (time.monotonic() + delay_ms / 1000, next(self._order), action))
+            heapq.heappush(self._due, (self._now_s() + delay_ms / 1000, next(self._order), action))
         self._start()
 
     def forget(self) -> None:
@@ -83,10 +84,10 @@ class Attendant:
 
     def _timeout_ms(self) -> float | None:
         with self._lock:
-            return max(0.0, (self._due[0][0] - time.monotonic()) * 1000 + 1) if self._due else None
+            return max(0.0, (self._due[0][0] - self._now_s()) * 1000 + 1) if self._due else None
 
     def _take_due(self) -> list[Action]:
-        now, actions = time.monotonic(), []
+        now, actions = self._now_s(), []
         with self._lock:
             while self._due and self._due[0][0] <= now:
                 actions.append(heapq.heappop(self._due)[2])

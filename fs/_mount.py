@@ -31,6 +31,7 @@ _BUSY_WITHIN_S = 0.6
 _BUSY_POLL_S = 0.02
 
 _BLKRRPART = 0x125F
+_BLKFLSBUF = 0x1261
 # XFS_IOC_GOINGDOWN, which ext4 understands as EXT4_IOC_SHUTDOWN: _IOR('X', 125, __u32)
 _GOINGDOWN = 0x8004587D
 _GOING_FLAGS_NOLOGFLUSH = 2
@@ -120,8 +121,7 @@ class MountPoint:
             raise NotPossible(self.spec.name, f"file system {self.spec.fstype!r} is not known", "use ext4 or xfs")
         ensure_partition(device)
         try:
-            with exclusive(device) as fd:
-                head = os.pread(fd, journal.BYTES_NEEDED, 0)
+            head = _read_head(device)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise held(self.spec.name, device, self.path) from error
@@ -201,6 +201,17 @@ class MountPoint:
                 f"{self.spec.device} cannot be opened to prove that it is free: {error.strerror}",
                 "check the paths to the disk; don't let this node take the volume again before that",
             )
+
+
+def _read_head(device: str) -> bytes:
+    """The first bytes as the *disk* has them now. If anything here kept the partition open while another node
+    owned it, its buffers are stale, and mount(2) would read its superblock and journal from them."""
+    error = _retry_busy(lambda: _open_exclusive(device))  # a check of somebody else takes a moment
+    if error is not None:
+        raise error
+    with exclusive(device) as fd:
+        fcntl.ioctl(fd, _BLKFLSBUF)
+        return os.pread(fd, journal.BYTES_NEEDED, 0)
 
 
 def _retry_busy(action: Callable[[], None]) -> OSError | None:

@@ -65,7 +65,8 @@ class Namespace:
         if is_namespace(self.path):
             self._join()
         else:
-            self._create()
+            _libc.unshare(_libc.CLONE_NEWNET)
+            self.pin()
         _libc.unshare(_libc.CLONE_NEWUTS)
         socket.sethostname(self.name)
         self.route = Route()
@@ -77,12 +78,15 @@ class Namespace:
         finally:
             os.close(fd)
 
-    def _create(self) -> None:
-        """Like `ip netns add`, so that `ip netns exec` works for the operator."""
+    def pin(self) -> bool:
+        """Like `ip netns add` does, so that `ip netns exec` works for the operator and the next daemon finds it.
+        Returns whether it had to be done."""
+        if is_namespace(self.path):
+            return False
         _RUN_NETNS.mkdir(exist_ok=True)
         self.path.touch()
-        _libc.unshare(_libc.CLONE_NEWNET)
         _libc.mount(_THREAD_NET, str(self.path), "none", _libc.MS_BIND)
+        return True
 
     def leave(self) -> None:
         """Closes this process's sockets; the namespace stays."""

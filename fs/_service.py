@@ -15,11 +15,10 @@ from fs._address import ServedAddress
 from fs._attendant import Attendant
 from fs._exportd import ExportResponder
 from fs._mount import MountPoint, is_free
-from fs._namespace import LINK, Namespace, is_namespace
+from fs._namespace import Namespace, is_namespace
 from fs._nfsd import Server
 from fs._tickle import PeerFile, Tickler, connected
-from fs._tracking import Tracker, read_clients
-from fs.clients import Look
+from fs._tracking import Tracker, read_recorded
 from fs.errors import FsError, NotPossible
 from fs.export import Export
 from fs.handover import Step
@@ -45,17 +44,13 @@ class VolumeService:
         self._tickler = Tickler(spec)
         self._peer_file = PeerFile(self._mount.private)
         self._peers: frozenset[Peer] = frozenset()
-        self._known: frozenset[bytes] | None = None
-        self._last_look: Look | None = None
 
     # -- in advance ----------------------------------------------------------------------------------------
 
     def prepare(self) -> Did:
         """Everything that needs neither the disk nor the right to serve."""
         with self._did(Step.PREPARE) as did:
-            made = not is_namespace(self._namespace.path)
-            self._namespace.enter()
-            did.changed(made)
+            did.changed(self._namespace.pin())
             did.changed(self._namespace.make_link(self.spec.interface))
             did.changed(self._server.prepare())
             self._address.open_sockets()
@@ -91,8 +86,11 @@ class VolumeService:
         return did.result
 
     def start_tracking(self) -> Did:
+        """nfsdcld runs. Waits for it only under a running server, which start_nfsd() would not look at again."""
         with self._did(Step.START_TRACKING) as did:
             did.changed(self._tracker.start())
+            if self._server.threads():
+                self._tracker.wait_ready()
         return did.result
 
     def start_nfsd(self) -> Did:
@@ -151,9 +149,15 @@ class VolumeService:
             did.changed(self._address.add())
         return did.result
 
+    def answered_elsewhere(self) -> bool:
+        """Does another node still answer under the served address? Valid after prepare()."""
+        self._namespace.enter()
+        return self._address.answered_elsewhere()
+
     def announce(self) -> Did:
-        """The first time at once, then again in the background."""
+        """The address is there: tells the neighbours, at once and then again in the background."""
         with self._did("announce") as did:
+            self._address.route_out()
             self._address.announce_once()
             for delay_ms in _ANNOUNCE_AGAIN_MS:
                 self._attendant.later(delay_ms, self._address.announce_once)
@@ -195,11 +199,8 @@ class VolumeService:
     def grace_status(self, gone: frozenset[str] = frozenset()) -> GraceStatus:
         """`gone`: names of clients (as in .waiting) that the caller knows will not come back."""
         self._namespace.enter()
-        if self._known is None:
-            self._known = read_clients(self._mount.database / "main.sqlite")
-        now = Look(active=self._server.in_grace(), known=self._known, clients=self._server.clients())
-        before, self._last_look = self._last_look, now
-        return clients.status(before, now, gone)
+        recorded = read_recorded(self._mount.database / "main.sqlite")
+        return clients.status(self._server.in_grace(), recorded, self._server.clients(), gone)
 
     def end_grace(self, gone: frozenset[str] = frozenset()) -> Did:
         with self._did("end_grace") as did:
@@ -207,7 +208,7 @@ class VolumeService:
             if status.active and not status.may_end:
                 raise NotPossible(
                     self.spec.name,
-                    f"grace must go on: not back yet: {', '.join(status.waiting) or 'reclaim in progress'}",
+                    f"grace must go on: still to reclaim: {', '.join(status.waiting) or 'unknown'}",
                     "wait, or name the clients that are known to be gone",
                 )
             if status.active:
@@ -239,7 +240,6 @@ class VolumeService:
                 did.changed(True)
             self._responder.close()
             _exportd.flush()
-            self._known = self._last_look = None
         return did.result
 
     def stop_tracking(self) -> Did:
@@ -256,6 +256,7 @@ class VolumeService:
     # -- all of it -----------------------------------------------------------------------------------------
 
     def perform(self, step: Step) -> Did:
+        """The method of that name; a damaged file system is unmounted by force."""
         methods: dict[Step, Callable[[], Did]] = {
             Step.PREPARE: self.prepare,
             Step.MOUNT: self.mount,
@@ -265,7 +266,7 @@ class VolumeService:
             Step.REMOVE_ADDRESS: self.remove_address,
             Step.STOP_NFSD: self.stop_nfsd,
             Step.STOP_TRACKING: self.stop_tracking,
-            Step.UNMOUNT: self.unmount,
+            Step.UNMOUNT: lambda: self.unmount(force=self._mount.damaged()),
         }
         return methods[step]()
 
@@ -318,6 +319,3 @@ class _Doing(contextlib.AbstractContextManager["_Doing"]):
     def result(self) -> Did:
         took_ms = (self._ended - self._began) * 1000
         return Did(step=self._step, changed=self._changed, took_ms=took_ms, note=self._note)
-
-
-__all__ = ["LINK", "VolumeService"]

@@ -18,6 +18,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from fs.clients import Recorded
 from fs.errors import FsError, NotPossible, OutcomeUnknown
 from fs.model import Tracking
 
@@ -41,6 +42,7 @@ class Tracker:
         self._child: subprocess.Popen[bytes] | None = None
         self._adopted: int | None = None
         self._searched = False
+        self._warm = False
 
     # -- looking -------------------------------------------------------------------------------------------
 
@@ -89,8 +91,10 @@ class Tracker:
         binary = next((path for path in _PATHS if os.access(path, os.X_OK)), None)
         if binary is None:
             raise NotPossible(self.volume, "nfsdcld is not installed", "apt-get install nfs-kernel-server")
-        with open(binary, "rb") as file:
-            file.read()  # into the page cache
+        if not self._warm:
+            # Once: brings the binary and its libraries into the page cache.
+            subprocess.run([binary, "-h"], capture_output=True, check=False)
+            self._warm = True
         return [binary, str(self.pipefs), str(self.database)]
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
@@ -112,6 +116,9 @@ class Tracker:
             return False
         self.prepare()
         self._release_helper()
+        # Its reads from the disk are done here while it is still being loaded.
+        with contextlib.suppress(OSError):
+            (self.database / "main.sqlite").read_bytes()
         return True
 
     def wait_ready(self) -> None:
@@ -159,18 +166,23 @@ class Tracker:
 _OPTIONS = '-F -p "$1" -s "$2"'
 
 
-def read_clients(database: Path) -> frozenset[bytes] | None:
-    """Names of the clients of the recovery epoch: in grace those that may reclaim, else those recorded.
+def read_recorded(database: Path) -> Recorded | None:
+    """None: the database could not be read now, which says nothing about the clients.
 
-    None: the database could not be read now, which says nothing about the clients.
+    Layout: utils/nfsdcld/sqlite.c of nfs-utils 2.6. `recovery` is 0 outside grace.
     """
     try:
         with contextlib.closing(_open_read_only(database)) as base:
+            base.execute("BEGIN")  # one state of the database for all three reads
             current, recovery = base.execute("SELECT current, recovery FROM grace").fetchone()
-            rows = base.execute(f'SELECT id FROM "rec-{(recovery or current):016x}"').fetchall()
+            done = _names(base, current)
+            return Recorded(may_reclaim=_names(base, recovery) if recovery else done, done=done)
     except (sqlite3.Error, TypeError):
         return None
-    return frozenset(bytes(row[0]) for row in rows)
+
+
+def _names(base: sqlite3.Connection, epoch: int) -> frozenset[bytes]:
+    return frozenset(bytes(row[0]) for row in base.execute(f'SELECT id FROM "rec-{epoch:016x}"'))
 
 
 def _open_read_only(database: Path) -> sqlite3.Connection:

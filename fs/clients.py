@@ -6,16 +6,19 @@ steals its locks; waiting for one that will not come stalls everybody. The kerne
 every client of the database said RECLAIM_COMPLETE. What it cannot know is that a client is gone; that is
 told from outside (`gone`).
 
+Who said RECLAIM_COMPLETE is not shown in `clients/`, but on it the kernel has the client recorded in the
+current epoch of the tracking database (nfsd4_reclaim_complete, fs/nfsd/nfs4state.c): that row is the proof.
+
 Rules:
 - A client is never presumed gone because it is silent.
-- `may_end` needs every known client that is not gone to be back and confirmed, and its state to be the same
-  in two looks, since RECLAIM_COMPLETE itself is not shown by the kernel (6.1).
+- `may_end`: every client that may reclaim is recorded in the current epoch, or known to be gone.
+- A database that cannot be read says nothing about the clients, and ends nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fs.export import unquote_octal
@@ -36,16 +39,18 @@ class Client:
 
     @property
     def label(self) -> str:
-        return self.name.decode("utf-8", "backslashreplace")
+        return _label(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """One look at the server: the clients it has, and those of the recovery database (None: unreadable)."""
+class Recorded:
+    """The tracking database: who may reclaim (recovery epoch), and who is done with it (current epoch).
 
-    active: bool | None
-    known: frozenset[bytes] | None
-    clients: tuple[Client, ...]
+    Outside grace there is only the current epoch: both are the same.
+    """
+
+    may_reclaim: frozenset[bytes]
+    done: frozenset[bytes]
 
 
 def parse_client(number: str, info: str, states: str) -> Client:
@@ -80,21 +85,23 @@ def _quoted(text: str) -> bytes:
     return unquote_octal(inner)
 
 
-def status(before: Look | None, now: Look, gone: frozenset[str]) -> GraceStatus:
-    """Progress of reclaim. `gone` are names (as in `Client.label`) that the caller knows to be gone."""
-    back = {client.name for client in now.clients if client.confirmed}
-    known = now.known or frozenset()
-    missing = known - back
-    waiting = tuple(sorted(name.decode("utf-8", "backslashreplace") for name in missing))
-    settled = before is not None and _held(before) == _held(now)
+def status(
+    active: bool | None, recorded: Recorded | None, clients: Iterable[Client], gone: frozenset[str]
+) -> GraceStatus:
+    """Progress of reclaim. `gone` are names (as in `waiting`) that the caller knows to be gone."""
+    known = recorded.may_reclaim if recorded else frozenset()
+    done = known & recorded.done if recorded else frozenset()
+    back = {client.name for client in clients if client.confirmed}
+    waiting = tuple(sorted(_label(name) for name in known - done))
     return GraceStatus(
-        active=now.active,
+        active=active,
         known=len(known),
         returned=len(known & back),
+        reclaimed=len(done),
         waiting=waiting,
-        may_end=now.active is True and now.known is not None and settled and all(name in gone for name in waiting),
+        may_end=active is True and recorded is not None and all(name in gone for name in waiting),
     )
 
 
-def _held(look: Look) -> Mapping[bytes, tuple[int, int]]:
-    return {client.name: (client.opens, client.locks) for client in look.clients if client.confirmed}
+def _label(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")

@@ -25,6 +25,19 @@ def gratuitous_arp(mac: bytes, address: IPv4Address) -> tuple[bytes, bytes]:
     return request, reply
 
 
+def arp_probe(mac: bytes, address: IPv4Address) -> bytes:
+    """RFC 5227, 1.1: asks who has the address and claims nothing, so no neighbour's table changes."""
+    head = struct.pack("!6s6sHHHBB", _BROADCAST, mac, _ETH_ARP, 1, 0x0800, 6, 4)
+    return head + struct.pack("!H", 1) + mac + b"\0" * 4 + b"\0" * 6 + address.packed
+
+
+def answers_probe(frame: bytes, mac: bytes, address: IPv4Address) -> bool:
+    """Does this Ethernet frame say that another station has the address? Any ARP of its owner does."""
+    if len(frame) < 42 or frame[12:14] != struct.pack("!H", _ETH_ARP) or frame[14:20] != b"\0\1\x08\0\6\4":
+        return False
+    return frame[28:32] == address.packed and frame[22:28] != mac
+
+
 def neighbour_advertisement(mac: bytes, address: IPv6Address) -> bytes:
     """Unsolicited, with the override flag, to all nodes."""
     body = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + address.packed + struct.pack("!BB", 2, 1) + mac

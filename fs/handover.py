@@ -57,8 +57,10 @@ def _upwards(observed: Observed) -> Step | None:
         return _downwards(observed) if observed.nfsd_threads else Step.MOUNT
     if observed.nfsd_threads == 0:
         return _start_server(observed)
-    if observed.tracking is not Tracking.ATTACHED:
-        # Clients granted state now would not be in the database: start nfsd anew, inside a new grace.
+    if observed.tracking in (Tracking.ABSENT, Tracking.STARTING):
+        return Step.START_TRACKING  # it ended under a running server: a new one takes up the kernel's pipe
+    if observed.tracking is Tracking.READY:
+        # The kernel has no pipe for it: this nfsd was started without tracking and records nothing.
         return Step.REMOVE_ADDRESS if observed.address_left_s is not None else Step.STOP_NFSD
     if not (observed.responder and observed.listening):
         return Step.START_NFSD

@@ -118,15 +118,16 @@ class Gate:
 class GraceStatus:
     """How far the clients are with taking their state back.
 
-    `known` clients may reclaim (from the tracking database), `returned` of them are confirmed again,
-    `waiting` names the others. `active` is whether the server is (still) in grace, None if nfsd is down.
-    `may_end`: every known client that the caller does not count as gone is back and shows no sign of
-    reclaiming still.
+    `known` clients may reclaim (from the tracking database); `returned` of them are connected and confirmed
+    again, `reclaimed` of them are done (RECLAIM_COMPLETE), `waiting` names those that are not. `active` is
+    whether the server is (still) in grace, None if nfsd is down. `may_end`: all that are waited for are
+    known to be gone. Numbers are 0 while the database cannot be read.
     """
 
     active: bool | None
     known: int
     returned: int
+    reclaimed: int
     waiting: tuple[str, ...]
     may_end: bool
 

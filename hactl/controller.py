@@ -7,10 +7,17 @@ neither: it is only the word to try. So the machine holds these rules, and `chec
    `Step.VERIFY` of the recorded one after a restart of the daemon).
 2. The address is opened only after: own lease held, the old primary's lease over (`wait_until_ms`), and the
    handle verified *after* both became true.
-3. A lost lease suspends at once; it resumes only through a new verification of the handle.
+3. A lost lease suspends at once; it resumes only through a new verification of the handle. If the address was shut for
+   so long that clients' own NFS leases may have run out meanwhile, the export is started anew: in a new grace they
+   reclaim what they held, where otherwise another client could take their locks.
 4. A lost handle, or a word that the volume is another's, leads to `LEAVING`: address first, then the export,
    the tracking, the file system. Nothing is taken again before every step of that is seen done.
-5. One step runs at a time. Each is idempotent: after a crash the same sequence is run from its start, and
+5. While an old primary's lease may still run, the disk is fenced only once nobody answers under the volume's address
+   any more (`LISTENING`). A hung primary's kernel goes on serving until its address expires: fenced before that, it
+   would answer its clients with I/O errors. This is for the clients' sake only; safety does not rest on it.
+6. A disk that does not answer is doubt: the address is shut (`Step.DOUBT`) until the handle is verified again. A
+   doubt that lasts is reported as a failure, so that the leader has another node take the volume.
+7. One step runs at a time. Each is idempotent: after a crash the same sequence is run from its start, and
    what already stands is found standing.
 
 Calypso's three phases of recovery are `ACQUIRING..OPENING` (stop and take over), `RECLAIMING` (clients present
@@ -28,10 +35,15 @@ from hactl.messages import ORDER_NONE, Order
 STUCK_RETRY_MS = 2000
 VERIFY_EVERY_MS = 500
 GRACE_POLL_MS = 200
+OPEN_TRIES = 3
+LISTEN_EVERY_MS = 50
+DOUBT_MS = 3000
+GIVE_UP_MS = 4000
 
 
 class Phase(StrEnum):
     STANDBY = "standby"
+    LISTENING = "listening"
     ADOPTING = "adopting"
     ACQUIRING = "acquiring"
     MOUNTING = "mounting"
@@ -52,9 +64,12 @@ class Step(StrEnum):
     ACQUIRE: make a new handle; its epoch is on stable storage BEFORE the disk hears of it, and recorded for this
     boot BEFORE the next step. TRACK and EXPORT bring nfsd up without an address. OPEN hands the gate to
     nodewatch, then wakes the clients. RELEASE writes `wanted=stopped` into the label BEFORE it gives up the
-    handle. FORGET removes this boot's record of the handle AFTER the file system is gone.
+    handle. LISTEN asks whether another node still answers under the address (settled: nobody does). DOUBT shuts the
+    gate without being waited for. FORGET removes this boot's record of the handle AFTER the file system is gone.
     """
 
+    LISTEN = "listen"
+    DOUBT = "doubt"
     ACQUIRE = "acquire"
     VERIFY = "verify"
     MOUNT = "mount"
@@ -124,7 +139,8 @@ _NEXT_TAKE = {
     Phase.ACQUIRING: (Phase.MOUNTING, Step.MOUNT),
     Phase.MOUNTING: (Phase.EXPORTING, Step.TRACK),
 }
-HOLDING = frozenset(Phase) - {Phase.STANDBY}
+HOLDING = frozenset(Phase) - {Phase.STANDBY, Phase.LISTENING}
+CHECKED_PHASES = frozenset({Phase.RECLAIMING, Phase.SERVING, Phase.SUSPENDED})
 OPEN_PHASES = frozenset({Phase.OPENING, Phase.RECLAIMING, Phase.SERVING})
 
 
@@ -132,7 +148,9 @@ OPEN_PHASES = frozenset({Phase.OPENING, Phase.RECLAIMING, Phase.SERVING})
 class Volume:
     """What the machine knows of one volume. Start with `standby(name)` or `adopting(name, order)`.
 
-    `stale`: the lease was lost since the running step began, so a verification may have looked too early.
+    `regrace_ms`: the address may be shut for so long before clients must reclaim (a quarter of their NFS lease: they
+    renew after two thirds of it). `asked_ms`: when the running step began; `doubt_ms`: since when the disk has not
+    said that the handle is good, though asked. `stale`: the lease was lost since the running step began, so a verification may have looked too early.
     """
 
     name: str
@@ -148,6 +166,11 @@ class Volume:
     lost: bool = False
     shut: bool = False
     leaving_for: str = ""
+    open_failures: int = 0
+    regrace_ms: int = 2500
+    suspended_ms: int = 0
+    asked_ms: int = 0
+    doubt_ms: int | None = None
     failed: Order = ORDER_NONE
     failure: str = ""
     now_ms: int = 0
@@ -166,7 +189,7 @@ class Volume:
         """One event in, the new state and what to run. Never raises for an event that comes too late."""
         match event:
             case Tick():
-                return replace(self, now_ms=event.now_ms)._proceed()
+                return replace(self, now_ms=event.now_ms)._watch_the_disk()
             case LeaseChanged():
                 return replace(self, lease=event.held, stale=self.stale or not event.held)._proceed()
             case Assigned():
@@ -196,7 +219,27 @@ class Volume:
         )
 
     def _run(self, phase: Phase, step: Step, *, forced: bool = False) -> tuple[Volume, tuple[Run, ...]]:
-        return replace(self, phase=phase, running=step, stale=False), (Run(step=step, forced=forced),)
+        return replace(self, phase=phase, running=step, stale=False, asked_ms=self.now_ms), (Run(step=step, forced=forced),)
+
+    def _watch_the_disk(self) -> tuple[Volume, tuple[Run, ...]]:
+        """Time passed: has a check of the handle gone unanswered for too long?"""
+        if self.phase not in CHECKED_PHASES or self.running is None:
+            return self._proceed()
+        if self.doubt_ms is None and self.now_ms - self.asked_ms >= DOUBT_MS:
+            return self._doubt("the disk does not answer")
+        return self._give_up_late(), ()
+
+    def _doubt(self, why: str) -> tuple[Volume, tuple[Run, ...]]:
+        since = self.asked_ms if self.doubt_ms is None else self.doubt_ms
+        doubting = replace(self, doubt_ms=since, failure=why)
+        if self.phase is not Phase.SUSPENDED:
+            doubting = doubting._suspended(self.now_ms + VERIFY_EVERY_MS)
+        return doubting._give_up_late(), (Run(step=Step.DOUBT),)
+
+    def _give_up_late(self) -> Volume:
+        """A doubt that lasts: let the leader know that this node cannot serve under this word."""
+        late = self.doubt_ms is not None and self.now_ms - self.doubt_ms >= GIVE_UP_MS
+        return replace(self, failed=self.order) if late else self
 
     def _proceed(self) -> tuple[Volume, tuple[Run, ...]]:
         """What can start now, with no step running."""
@@ -205,8 +248,12 @@ class Volume:
         match self.phase:
             case Phase.STANDBY:
                 if self.mine and self.failed != self.order:
-                    return replace(self, failure="", lost=False)._run(Phase.ACQUIRING, Step.ACQUIRE)
+                    return replace(self, failure="", lost=False)._begin()
                 return self, ()
+            case Phase.LISTENING if not self.mine:
+                return replace(self, phase=Phase.STANDBY), ()
+            case Phase.LISTENING:
+                return self._begin() if self.now_ms >= min(self.next_check_ms, self.wait_until_ms) else (self, ())
             case Phase.STUCK:
                 return self._leave("trying again") if self.now_ms >= self.next_check_ms else (self, ())
             case Phase.LEAVING:
@@ -214,16 +261,33 @@ class Volume:
             case _ if not self.mine:
                 return self._leave("the leader gave it to another" if not self.stop else "stopped")
             case Phase.WAITING:
-                ready = self.lease and self.now_ms >= self.wait_until_ms
-                return self._run(Phase.VERIFYING, Step.VERIFY) if ready else (self, ())
+                if not self.lease or self.now_ms < self.wait_until_ms:
+                    return self, ()
+                if self._shut_too_long():
+                    return self._run(Phase.EXPORTING, Step.UNEXPORT)
+                return self._run(Phase.VERIFYING, Step.VERIFY)
             case Phase.RECLAIMING | Phase.SERVING if not self.lease:
-                return replace(self, phase=Phase.SUSPENDED, next_check_ms=self.now_ms), ()
+                return self._suspended(self.now_ms), ()
             case Phase.RECLAIMING if self.now_ms >= self.next_check_ms:
                 return self._again(GRACE_POLL_MS)._run(Phase.RECLAIMING, Step.WATCH_GRACE)
             case Phase.SERVING | Phase.SUSPENDED if self.now_ms >= self.next_check_ms:
                 return self._again(VERIFY_EVERY_MS)._run(self.phase, Step.VERIFY)
             case _:
                 return self, ()
+
+    def _begin(self) -> tuple[Volume, tuple[Run, ...]]:
+        if self.now_ms < self.wait_until_ms:
+            return self._run(Phase.LISTENING, Step.LISTEN)
+        return self._run(Phase.ACQUIRING, Step.ACQUIRE)
+
+    def _suspended(self, check_ms: int) -> Volume:
+        """The address is shut (nodewatch did it, or never opened it); look at the disk at `check_ms`."""
+        since = self.suspended_ms if self.open_failures else self.now_ms
+        return replace(self, phase=Phase.SUSPENDED, suspended_ms=since, next_check_ms=check_ms)
+
+    def _shut_too_long(self) -> bool:
+        """Grace began, or clients were last served, so long ago that their leases or the grace may be over."""
+        return self.now_ms - self.suspended_ms >= self.regrace_ms
 
     def _again(self, after_ms: int) -> Volume:
         return replace(self, next_check_ms=self.now_ms + after_ms)
@@ -235,28 +299,38 @@ class Volume:
     def _done(self, event: StepDone) -> tuple[Volume, tuple[Run, ...]]:
         if self.phase is Phase.LEAVING:
             return self._left(event.step)
+        if self.phase in CHECKED_PHASES and self.doubt_ms is not None:
+            return replace(self, doubt_ms=None, failure="", failed=ORDER_NONE)._done(event)  # the disk answered: the handle is good
         if not self.mine:
             return self._proceed()
         match self.phase, event.step:
+            case (Phase.LISTENING, _) if event.settled:
+                return self._run(Phase.ACQUIRING, Step.ACQUIRE)
+            case (Phase.LISTENING, _):
+                return self._again(LISTEN_EVERY_MS), ()
             case (Phase.ADOPTING, _):
                 return self._run(Phase.MOUNTING, Step.MOUNT)
             case (Phase.ACQUIRING | Phase.MOUNTING, _):
                 return self._run(*_NEXT_TAKE[self.phase])
+            case (Phase.EXPORTING, Step.UNEXPORT):
+                return self._run(Phase.EXPORTING, Step.TRACK)
             case (Phase.EXPORTING, Step.TRACK):
                 return self._run(Phase.EXPORTING, Step.EXPORT)
             case (Phase.EXPORTING, _):
-                return replace(self, phase=Phase.WAITING)._proceed()
+                return replace(self, phase=Phase.WAITING, suspended_ms=self.now_ms)._proceed()
             case (Phase.VERIFYING, _):
                 if not self.lease or self.stale:
                     return replace(self, phase=Phase.WAITING)._proceed()
                 return self._run(Phase.OPENING, Step.OPEN)
             case (Phase.OPENING, _) if self.stale:
-                return replace(self, phase=Phase.SUSPENDED, next_check_ms=0)._proceed()
+                return self._suspended(0)._proceed()
             case (Phase.OPENING, _):
-                return replace(self, phase=Phase.RECLAIMING, next_check_ms=0)._proceed()
+                return replace(self, phase=Phase.RECLAIMING, open_failures=0, next_check_ms=0)._proceed()
             case (Phase.RECLAIMING, Step.WATCH_GRACE) if event.settled:
                 return replace(self, phase=Phase.SERVING)._proceed()
             case (Phase.SUSPENDED, _) if self.lease and not self.stale:
+                if self._shut_too_long():
+                    return self._run(Phase.EXPORTING, Step.UNEXPORT)
                 return self._run(Phase.OPENING, Step.OPEN)
             case _:
                 return self._proceed()
@@ -273,6 +347,10 @@ class Volume:
             return self._run(Phase.LEAVING, Step.FORGET)
         return replace(self, phase=Phase.STANDBY, stop=False, lost=False, shut=False, leaving_for="")._proceed()
 
+    def _try_opening_again(self) -> bool:
+        """An address that stayed shut because the lease was short comes up later; one that never does is a fault."""
+        return self.stale or not self.lease or self.open_failures + 1 < OPEN_TRIES
+
     def _failed(self, event: StepFailed) -> tuple[Volume, tuple[Run, ...]]:
         failed = replace(self, failure=f"{event.step}: {event.text}")
         match self.phase:
@@ -281,22 +359,27 @@ class Volume:
             case Phase.ACQUIRING:
                 # Nothing is mounted, and the acquisition cleaned up behind itself: no handle is held.
                 return replace(failed, phase=Phase.STANDBY, failed=self.order), ()
+            case Phase.OPENING if self._try_opening_again():
+                again = replace(failed, open_failures=self.open_failures + 1)
+                return again._suspended(self.now_ms + VERIFY_EVERY_MS), ()
             case Phase.RECLAIMING if not event.lost:
-                return failed, ()  # grace then ends by its own time, which is only slower
+                return failed._doubt(failed.failure)
             case Phase.SERVING | Phase.SUSPENDED if not event.lost:
-                return failed, ()  # nothing learned: ask again at the next check; the disk itself still judges
+                return failed._doubt(failed.failure)  # nothing learned: shut the address, ask again
+            case Phase.LISTENING:
+                return failed._again(LISTEN_EVERY_MS), ()
             case _:
                 return replace(failed, failed=self.order)._leave(failed.failure, lost=event.lost)
 
 
-def standby(name: str) -> Volume:
+def standby(name: str, *, regrace_ms: int = 2500) -> Volume:
     """The state of a volume that this node has nothing of."""
-    return Volume(name=name)
+    return Volume(name=name, regrace_ms=regrace_ms)
 
 
-def adopting(name: str, order: Order) -> tuple[Volume, tuple[Run, ...]]:
+def adopting(fresh: Volume, order: Order) -> tuple[Volume, tuple[Run, ...]]:
     """After a restart of the daemon, with a handle recorded in this boot: verify it before anything else."""
-    return Volume(name=name, order=order, mine=True)._run(Phase.ADOPTING, Step.VERIFY)
+    return replace(fresh, order=order, mine=True)._run(Phase.ADOPTING, Step.VERIFY)
 
 
 def check(volume: Volume) -> list[str]:

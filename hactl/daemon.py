@@ -24,6 +24,7 @@ from typing import Any
 
 from hactl import controller, messages
 from hactl.config import Config, load
+from hactl.controller import Phase
 from hactl.errors import HaError, RequestRefused
 from hactl.journal import Journal
 from hactl.leader import Leader
@@ -78,6 +79,9 @@ class GateKeeper:
         self._nodewatch.ungate(volume)
         await self._until(volume, "")
 
+    def doubt(self, volume: str) -> None:
+        self._nodewatch.ungate(volume)
+
     def _seen(self, volume: str) -> str:
         view = self._nodewatch.view
         return view.gates.get(volume, "") if view is not None else ""
@@ -122,6 +126,7 @@ class Daemon:
         self._assign_at_ms = 0
         self._seen_ms = 0
         self._lease = False
+        self._gates: dict[str, str] = {}
         self._replies: dict[str, asyncio.Future[Reply]] = {}
         self._dirty = asyncio.Event()
         self._scan_now = asyncio.Event()
@@ -141,6 +146,7 @@ class Daemon:
     def on_view(self, view: View) -> None:
         self._seen_ms = self.clock.now_ms()
         self.gate.note()
+        self._note_gates(view)
         lease = view.quorum and view.lease_left_ms > 0 and not view.barred
         if lease != self._lease:
             self._lease = lease
@@ -150,6 +156,14 @@ class Daemon:
         if view.leader != self.config.me:
             self.leader.step_down()
         self._dirty.set()
+
+    def _note_gates(self, view: View) -> None:
+        """nodewatch opened a gate again by itself (a short lapse): neighbours and clients must hear of it."""
+        opened = [name for name, state in view.gates.items() if state == "open" and self._gates.get(name) == "closed"]
+        self._gates = dict(view.gates)
+        for runtime in self.volumes.running():
+            if runtime.name in opened and runtime.machine.phase in (Phase.SERVING, Phase.RECLAIMING):
+                runtime.wake()
 
     def on_message(self, sender: str, body: Any) -> None:
         try:
@@ -313,6 +327,8 @@ class Daemon:
     async def _beat(self) -> None:
         while True:
             self.nodewatch.beat()
+            for runtime in self.volumes.running():
+                runtime.tick()
             await asyncio.sleep(BEAT_S)
 
     async def _decide(self) -> None:

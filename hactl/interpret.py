@@ -57,6 +57,7 @@ class Service(Protocol):
     def mount(self) -> list[Span]: ...
     def start_tracking(self) -> None: ...
     def start_export(self) -> None: ...
+    def answered_elsewhere(self) -> bool: ...
     def gate(self) -> tuple[int, bytes, bytes]: ...
     def wake_clients(self) -> None: ...
     def grace(self) -> Grace: ...
@@ -67,10 +68,12 @@ class Service(Protocol):
 
 
 class Gate(Protocol):
-    """The address's gate, kept by nodewatch. `open` returns once the address is up, or raises."""
+    """The address's gate, kept by nodewatch. `open` returns once the address is up, or raises; `doubt` only tells
+    nodewatch to shut it, and waits for nothing."""
 
     async def open(self, volume: str, gate: tuple[int, bytes, bytes]) -> None: ...
     async def shut(self, volume: str) -> None: ...
+    def doubt(self, volume: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -119,6 +122,20 @@ class Interpreter:
         start = self._now()
         await work
         self.timeline.add(name, start, self._now())
+
+    async def _listen(self, run: Run) -> bool:
+        start = self._now()
+        answered = await self.on_service(self._service.answered_elsewhere)
+        self.timeline.add("listen", start, self._now(), "still answered" if answered else "nobody answers")
+        return not answered
+
+    async def _doubt(self, run: Run) -> bool:
+        self._gate.doubt(self.volume)
+        return True
+
+    async def wake(self) -> None:
+        """The address came back without us: say so to the neighbours and the clients."""
+        await self.on_service(self._service.wake_clients)
 
     async def _acquire(self, run: Run) -> bool:
         self.timeline.spans.extend(await self.on_disk(self._disk.acquire))
@@ -182,6 +199,8 @@ class Interpreter:
         return True
 
     _steps: ClassVar[dict[Step, Callable[[Interpreter, Run], Awaitable[bool]]]] = {
+        Step.LISTEN: _listen,
+        Step.DOUBT: _doubt,
         Step.ACQUIRE: _acquire,
         Step.VERIFY: _verify,
         Step.MOUNT: _mount,

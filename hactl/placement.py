@@ -246,12 +246,21 @@ def _stop(plan: Plan, volume: str, facts: Facts) -> Plan:
 
 
 def _bars(plan: Plan, facts: Facts) -> tuple[str, ...]:
-    """Nodes to bar by force: fenced by an administrator, or heard, but with a daemon that serves or tells nothing.
+    """Nodes to bar by force: fenced by an administrator; heard, but with a daemon that serves or tells nothing; or
+    suspended for so long that they gave up by themselves (their disk does not answer).
 
     A node that never reported may hold anything: it gets `RETRY_MS` to start its daemon before it is barred.
     """
     owners = {word.node for word in plan.table.values()}
     patient = facts.now_ms - plan.begun_ms < RETRY_MS
+
+    def gave_up(name: str, node: NodeFacts) -> bool:
+        reports = node.report.volumes if node.report else {}
+        return any(
+            word.node == name and volume in reports and reports[volume].phase == "suspended"
+            and reports[volume].failed == word.order
+            for volume, word in plan.table.items()
+        )  # fmt: skip
 
     def mute(name: str, node: NodeFacts) -> bool:
         if not node.alive or node.daemon not in ("hung", "absent"):
@@ -261,7 +270,7 @@ def _bars(plan: Plan, facts: Facts) -> tuple[str, ...]:
     return tuple(
         name
         for name, node in sorted(facts.nodes.items())
-        if not node.barred and (name in plan.kept_out or mute(name, node))
+        if not node.barred and (name in plan.kept_out or mute(name, node) or gave_up(name, node))
     )
 
 

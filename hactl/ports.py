@@ -158,6 +158,10 @@ class ExportedVolume:
     def start_export(self) -> None:
         self._service.start_nfsd()
 
+    def answered_elsewhere(self) -> bool:
+        self._service.prepare()
+        return self._service.answered_elsewhere()
+
     def gate(self) -> tuple[int, bytes, bytes]:
         self._service.prepare()
         gate = self._service.gate()

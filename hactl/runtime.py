@@ -35,7 +35,7 @@ class Story:
     word: Assignment
     began_s: float
     waited_s: float | None = None
-    verified_s: float | None = None
+    opened_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -53,6 +53,7 @@ class VolumeRuntime:
     story: Story | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
+    _left_from: int = 0
 
     @property
     def name(self) -> str:
@@ -88,6 +89,18 @@ class VolumeRuntime:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def wake(self) -> None:
+        """The address came back by itself: tell the neighbours, in the background."""
+        task = asyncio.get_running_loop().create_task(self._wake())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _wake(self) -> None:
+        try:
+            await self.interpreter.wake()
+        except Exception as failed:
+            self.log(f"volume={self.name} the address is back, but nobody was told: {failed}")
+
     async def _perform(self, run: Run) -> None:
         outcome = await self.interpreter.run(run)
         self.feed(controller.Tick(now_ms=self.clock.now_ms()))
@@ -117,6 +130,7 @@ class VolumeRuntime:
         if after.phase is before.phase and after.failure == before.failure and after.order == before.order:
             return
         self._mark(before.phase, after.phase)
+        self._tell_leaving(before.phase, after.phase)
         key, epoch = self.handle()
         cause = after.failure if after.failure != before.failure else _name_of(event)
         self.log(f"volume={after.name} epoch={epoch} key=0x{key:016x} {before.phase}->{after.phase} cause={cause!r}")
@@ -133,11 +147,20 @@ class VolumeRuntime:
         if after is Phase.VERIFYING and self.story.waited_s is not None:
             self.interpreter.timeline.add("old-lease", self.story.waited_s, now)
         if after is Phase.RECLAIMING and before is Phase.OPENING:
-            self.story.verified_s = now
-        if after is Phase.SERVING and self.story.verified_s is not None:
+            self.story.opened_s = now
+        if after is Phase.SERVING and self.story.opened_s is not None:
             grace = self.interpreter.grace
             detail = f"{grace.reclaimed} of {grace.known} clients"
-            self.interpreter.timeline.add("reclaim", self.story.verified_s, now, detail)
+            self.interpreter.timeline.add("reclaim", self.story.opened_s, now, detail)
+
+    def _tell_leaving(self, before: Phase, after: Phase) -> None:
+        """Giving a volume up is half of a planned move: say how long each step of it took."""
+        timeline = self.interpreter.timeline
+        if after is Phase.LEAVING and before not in (Phase.LEAVING, Phase.STUCK):
+            self._left_from = len(timeline.spans)
+        if before is Phase.LEAVING and after is Phase.STANDBY:
+            took = [f"{span.name} {(span.end_s - span.start_s) * 1000:.0f} ms" for span in timeline.spans]
+            self.log(f"volume={self.name} left: {', '.join(took[self._left_from :])}")
 
     def _tell(self, before: Volume, after: Volume) -> None:
         """Close the story once it has an end, good or bad."""

@@ -135,7 +135,7 @@ class VolumeSet:
         self.seen[label.volume] = each
         self.log(f"volume={label.volume} found on {found.device} ({found.wwid}), epoch={label.epoch}")
         if held is not None:
-            each.runtime.machine, runs = controller.adopting(label.volume, held.order)
+            each.runtime.machine, runs = controller.adopting(each.runtime.machine, held.order)
             for run in runs:
                 each.runtime.launch(run)
         return each.runtime
@@ -162,7 +162,7 @@ class VolumeSet:
         export = ExportedVolume(VolumeService(self._spec(found, label)), self.clock.monotonic_s)
         runtime = VolumeRuntime(
             node=self.config.me,
-            machine=controller.standby(name),
+            machine=controller.standby(name, regrace_ms=label.lease_s * 1000 // 4),
             interpreter=Interpreter(
                 volume=name, disk=disk, service=export, gate=self.gate, monotonic_s=self.clock.monotonic_s
             ),
@@ -198,7 +198,7 @@ class VolumeSet:
         return VolumeReport(
             phase=str(machine.phase),
             holding=machine.holding,
-            ready=not why or machine.holding,
+            ready=machine.holding or (machine.phase is Phase.STANDBY and not why),
             why=machine.failure if machine.phase in (Phase.STUCK, Phase.SUSPENDED) else why,
             order=machine.order,
             failed=machine.failed,

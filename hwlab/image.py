@@ -199,18 +199,21 @@ class _Builder:
             yield partial
             partial.rename(target)
         finally:
-            if partial.exists():
-                shutil.rmtree(partial)
+            # Something that is just being killed may still write here; the next builder removes the rest.
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _build_base(self, tree: Path) -> None:
         self._say(f"installing {len(self._inputs.packages)} Debian packages and what they need")
-        # A private mount namespace: whatever is mounted in the tree is gone with the last process.
+        # In namespaces of its own it ends with this process, to the last child and mount.
         self._run(
             [
-                "unshare", "--mount", "--propagation", "private",
+                "setpriv", "--pdeathsig", "KILL",
+                "unshare", "--mount", "--propagation", "private", "--pid", "--mount-proc", "--fork", "--kill-child",
                 "mmdebstrap", "--mode=root", "--variant=minbase",
                 f"--include={','.join(self._inputs.packages)}",
+                '--aptopt=Acquire::Languages "none"',
                 *(f"--aptopt={option}" for option in _apt_options()),
+                "--dpkgopt=force-unsafe-io",
                 "--dpkgopt=path-exclude=/usr/share/man/*",
                 "--dpkgopt=path-exclude=/usr/share/locale/*",
                 "--dpkgopt=path-exclude=/usr/share/doc/*",
@@ -228,9 +231,7 @@ class _Builder:
 
     def _install_dependencies(self, tree: Path) -> None:
         """With this interpreter's pip, for the guest's Python: the tree itself has no index configured."""
-        version = _output(
-            ["chroot", str(tree), "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-        )
+        version = _output(["chroot", str(tree), "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"])
         self._run(
             [
                 sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile",
@@ -331,9 +332,7 @@ def _output(argv: Sequence[str]) -> str:
 
 def _host_suite() -> str:
     """The hosts run the same Debian release as this machine: UML's kernel comes from it too."""
-    values = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
-    )
+    values = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     if values.get("ID") != "debian" or "VERSION_CODENAME" not in values:
         raise LabError(f"a lab is built on Debian, this is {values.get('PRETTY_NAME', 'something else')}")
     return values["VERSION_CODENAME"].strip('"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import functools
 import hashlib
 import io
 import py_compile
@@ -32,8 +33,12 @@ class Payload:
     digest: str
 
 
+@functools.cache
 def build() -> Payload:
-    """Read the sources, compile them (compiling is slow in a guest) and pack everything with its digest."""
+    """Read the sources, compile them (compiling is slow in a guest) and pack everything with its digest.
+
+    Once per process: all runs of a drill are of the same code, also while somebody edits it.
+    """
     with tempfile.TemporaryDirectory() as directory:
         tree = Path(directory)
         lib = tree / LIB_DIR.lstrip("/")

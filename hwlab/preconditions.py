@@ -43,6 +43,9 @@ TOOLS = {
 # Image, its base tree and the disks of one lab, with room for a second image while it is built.
 DISK_NEEDED_MB = 3000
 
+# What five hosts touch of their 256 MB each, and some room.
+MEMORY_NEEDED_MB = 1500
+
 TUN = Path("/dev/net/tun")
 
 
@@ -56,14 +59,17 @@ def machine_problem(disk_needed_mb: int = DISK_NEEDED_MB) -> str | None:
         return "a lab needs apt (its hosts are built from Debian packages): use a Debian machine"
     if not TUN.exists():
         return f"a lab needs {TUN}: load the module (modprobe tun) or allow the device in this container"
+    if (memory := _free_mb("/dev/shm")) < MEMORY_NEEDED_MB:
+        return f"a lab needs {MEMORY_NEEDED_MB} MB in /dev/shm for its hosts' memory, there are {memory}: enlarge it"
     for directory in (cache_dir(), state_root()):
         existing = next(path for path in (directory, *directory.parents) if path.exists())
-        free_mb = shutil.disk_usage(existing).free // 1_000_000
-        if free_mb < disk_needed_mb:
-            return (
-                f"a lab needs {disk_needed_mb} MB of free disk at {existing}, there are {free_mb}: free some"
-            )
+        if (free_mb := _free_mb(existing)) < disk_needed_mb:
+            return f"a lab needs {disk_needed_mb} MB of free disk at {existing}, there are {free_mb}: free some"
     return None
+
+
+def _free_mb(path: Path | str) -> int:
+    return shutil.disk_usage(path).free // 1_000_000
 
 
 def missing_tools() -> list[str]:

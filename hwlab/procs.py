@@ -17,7 +17,6 @@ CONTINUE = signal.SIGCONT
 # Places in /proc/PID/stat, counted from the field after the command's closing parenthesis (field 3, state).
 _STATE = 0
 _SESSION = 3
-_START_TICKS = 19
 
 
 def _stat(pid: int) -> list[str] | None:
@@ -29,36 +28,32 @@ def _stat(pid: int) -> list[str] | None:
     return text.rpartition(")")[2].split()
 
 
-def start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot: with the pid, it names a process for good.
-
-    None for a process that does not exist or has ended (a zombie).
-    """
-    stat = _stat(pid)
-    return None if stat is None or stat[_STATE] in "ZX" else int(stat[_START_TICKS])
-
-
 def is_stopped(pid: int) -> bool:
     """Whether the process is stopped by a signal."""
     stat = _stat(pid)
     return stat is not None and stat[_STATE] == "T"
 
 
-def of_session(leader: int, ticks: int) -> list[int]:
-    """Living processes of the session that `leader` began at `ticks`; the leader comes first.
+def is_session_leader(pid: int) -> bool:
+    """Whether the process began its session and still lives."""
+    stat = _stat(pid)
+    return stat is not None and int(stat[_SESSION]) == pid and stat[_STATE] not in "ZX"
 
-    The leader itself may be gone. A younger process with its number leads another session.
+
+def started_by(program: Path) -> list[int]:
+    """Living processes that run `program`, or are about to (through nsenter or an interpreter); leaders first.
+
+    A process that only forked has its parent's words, so this finds whatever a program's process became, with
+    no record of its number that could be missing or name a younger process.
     """
-    stat = _stat(leader)
-    if stat is not None and int(stat[_START_TICKS]) != ticks:
-        return []
-    members = []
+    wanted = str(program).encode()
+    found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            stat = _stat(int(entry.name))
-            if stat is not None and int(stat[_SESSION]) == leader and stat[_STATE] not in "ZX":
-                members.append(int(entry.name))
-    return sorted(members, key=lambda pid: pid != leader)
+            with contextlib.suppress(OSError):
+                if wanted in (entry / "cmdline").read_bytes().split(b"\0", 4)[:4]:
+                    found.append(int(entry.name))
+    return sorted(found, key=lambda pid: not is_session_leader(pid))
 
 
 def signal_untraced(pids: Iterable[int], number: signal.Signals) -> None:

@@ -9,11 +9,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from hwlab.errors import LabError
 from hwlab.paths import state_dir, state_root
-from hwlab.topology import Topology, parse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,22 +39,12 @@ def read(lab: str) -> Record | None:
 
 
 def write(lab: str, record: Record) -> None:
-    """Replace the record, all or nothing."""
+    """Replace the record: a reader sees the old one or the new one."""
     directory = state_dir(lab)
     directory.mkdir(parents=True, exist_ok=True)
-    replace_json(directory / "lab.json", asdict(record))
-
-
-def replace_json(path: Path, value: object) -> None:
-    """Write a small file so that a reader sees the old contents or the new."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value))
-    partial.replace(path)
-
-
-def topology_of(lab: str, record: Record) -> Topology:
-    """The topology that the lab was started with."""
-    return parse(record.topology, f"topology of lab {lab}")
+    partial = directory / f".lab.json.{os.getpid()}"
+    partial.write_text(json.dumps(asdict(record)))
+    partial.replace(directory / "lab.json")
 
 
 @contextlib.contextmanager

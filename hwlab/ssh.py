@@ -11,7 +11,6 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -102,9 +101,7 @@ class SshCommand:
     ) -> subprocess.Popen[bytes]:
         """See `Command.start`."""
         self._connect()
-        return subprocess.Popen(
-            [*self._argv, "--", shlex.join(argv)], stdin=stdin, stdout=stdout, stderr=stderr
-        )
+        return subprocess.Popen([*self._argv, "--", shlex.join(argv)], stdin=stdin, stdout=stdout, stderr=stderr)
 
     def put(self, files: Mapping[str, bytes | Path], *, mode: int = 0o644, timeout_s: float = 60) -> None:
         """See `Command.put`. Parent directories are made; a directory's contents are merged."""
@@ -126,9 +123,7 @@ class SshCommand:
         """See `Command.forget`."""
         with self._lock:
             if self._control.exists():
-                subprocess.run(
-                    [*self._argv, "-O", "exit"], stdin=subprocess.DEVNULL, capture_output=True, timeout=10
-                )
+                subprocess.run([*self._argv, "-O", "exit"], stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
                 self._control.unlink(missing_ok=True)
 
     def _connect(self, timeout_s: float = CONNECT_TIMEOUT_S) -> bool:
@@ -198,9 +193,24 @@ def _as_root(info: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """`function` of every item, at the same time; results in order, the first error raised when all ended."""
-    items = list(items)
-    if not items:
-        return []
-    with ThreadPoolExecutor(max_workers=len(items)) as pool:
-        return [future.result() for future in [pool.submit(function, item) for item in items]]
+    """`function` of every item, at the same time; results in order, the first error raised when all ended.
+
+    Daemon threads and not a pool: Ctrl-C must not wait for a host that does not answer.
+    """
+    results: dict[int, R] = {}
+    errors: list[BaseException] = []
+
+    def work(number: int, item: T) -> None:
+        try:
+            results[number] = function(item)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number, item), daemon=True) for number, item in enumerate(items)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [results[number] for number in range(len(threads))]

@@ -167,9 +167,7 @@ def _run_template(templates: Mapping[str, str], action: str, host: str) -> str:
     if action not in templates:
         raise LabError(f"the topology's [power] has no `{action}`: add a command, or leave this drill out")
     argv = [word.replace("{host}", host) for word in shlex.split(templates[action])]
-    result = subprocess.run(
-        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=POWER_TIMEOUT_S
-    )
+    result = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=POWER_TIMEOUT_S)
     if result.returncode != 0:
         raise LabError(f"`{shlex.join(argv)}` failed with status {result.returncode}: {result.stderr.strip()}")
     return result.stdout

@@ -203,9 +203,7 @@ def _host(table: _Table) -> HostSpec:
 
 
 def _lun(table: _Table) -> LunSpec:
-    lun = LunSpec(
-        name=table.take("name", str), size_mb=table.take("size_mb", int), serial=table.take("serial", str)
-    )
+    lun = LunSpec(name=table.take("name", str), size_mb=table.take("size_mb", int), serial=table.take("serial", str))
     table.finish()
     if not re.fullmatch(r"[0-9a-fA-F]{12,}", lun.serial):
         raise TopologyError(f"{table.where}: serial must be 12 or more hexadecimal digits")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from nodewatch import wire
 from nodewatch.config import NodeConfig
-from nodewatch.heartbeat import Heartbeat, Letter, Malformed, decode
+from nodewatch.heartbeat import HEARTBEAT, Malformed, decode_said, kind_of, pulse_at, split_heartbeat
 from nodewatch.wire import Cipher, ReplayWindow
 
 _WARN_EVERY_MS = 60_000
@@ -53,7 +53,8 @@ class _Peer:
 class Admitted(NamedTuple):
     number: int
     seq: int
-    message: Heartbeat | Letter
+    body: bytes
+    is_heartbeat: bool
     reborn: bool
     """The first believed frame of a new process."""
 
@@ -82,11 +83,14 @@ class Admission:
         """New lines for the log; the reader clears it."""
 
     def admit(self, source: str, datagram: bytes, *, now_ms: int, my_seq: int) -> Admitted | None:
-        """The message of a datagram that is to be believed; None (and a reason counted) otherwise."""
-        found = self._admit(source, datagram, now_ms, my_seq)
+        """The body of a datagram that is to be believed; None (and a reason counted) otherwise."""
+        try:
+            found = self._admit(source, datagram, now_ms, my_seq)
+        except Malformed:
+            found = wire.MALFORMED
         if isinstance(found, str):
             if found:
-                self._drop(found, source, now_ms)
+                self.drop(found, source, now_ms)
             return None
         return found
 
@@ -125,50 +129,41 @@ class Admission:
             return wire.WRONG_SOURCE
         if known is not None and not known.window.accept(header.seq):
             return wire.REPLAYED
-        try:
-            message = decode(body)
-        except Malformed:
-            return wire.MALFORMED
         if known is None:
             newest = peer.pending or peer.present
             if newest is not None and header.generation < newest.generation:
-                return self._old_generation(peer, header, message, my_seq)
+                return self._old_generation(peer, header, body, my_seq)
             known = peer.pending = Session(cipher, my_seq)
             known.window.accept(header.seq)
-        return self._believe(peer, known, header, message, now_ms, my_seq)
+        return self._believe(peer, known, header, body, now_ms, my_seq)
 
     def _believe(
-        self,
-        peer: _Peer,
-        session: Session,
-        header: wire.Header,
-        message: Heartbeat | Letter,
-        now_ms: int,
-        my_seq: int,
+        self, peer: _Peer, session: Session, header: wire.Header, body: bytes, now_ms: int, my_seq: int
     ) -> Admitted | str:
-        if isinstance(message, Heartbeat) and header.seq > session.beat_seq:
+        is_heartbeat = kind_of(body) == HEARTBEAT
+        if is_heartbeat and header.seq > session.beat_seq:
             session.beat_seq, session.beat_ms = header.seq, now_ms
         if session is peer.present:
-            return Admitted(header.sender, header.seq, message, False)
-        if self._named_by(message, 0, my_seq) is None:
+            return Admitted(header.sender, header.seq, body, is_heartbeat, False)
+        if not self._names_me(body, 0, my_seq):
             return ""
         peer.present, peer.pending = session, None
         session.since_seq = my_seq
-        return Admitted(header.sender, header.seq, message, True)
+        return Admitted(header.sender, header.seq, body, is_heartbeat, True)
 
-    def _named_by(self, message: Heartbeat | Letter, after_seq: int, my_seq: int) -> int | None:
-        """The heartbeat of this very process, newer than `after_seq`, that a message says it heard."""
-        if not isinstance(message, Heartbeat):
-            return None
-        for entry in message.entries:
+    def _names_me(self, body: bytes, after_seq: int, my_seq: int) -> bool:
+        """Does the message say that it heard a heartbeat of this very process, newer than `after_seq`?"""
+        if kind_of(body) != HEARTBEAT:
+            return False
+        said, pulses = split_heartbeat(body)
+        for place, entry in enumerate(decode_said(said, pulses).entries):
             if entry.number == self._me.number:
-                named = entry.generation == self._generation and after_seq < entry.seq <= my_seq
-                return entry.seq if named else None
-        return None
+                return entry.generation == self._generation and after_seq < pulse_at(pulses, place).seq <= my_seq
+        return False
 
-    def _old_generation(self, peer: _Peer, header: wire.Header, message: Heartbeat | Letter, my_seq: int) -> str:
+    def _old_generation(self, peer: _Peer, header: wire.Header, body: bytes, my_seq: int) -> str:
         """Late frames of a process that ended are harmless. One that heard us lately has not ended."""
-        if peer.present is not None and self._named_by(message, peer.present.since_seq + 1, my_seq) is not None:
+        if peer.present is not None and self._names_me(body, peer.present.since_seq + 1, my_seq):
             self.conflicts["process", header.sender] = (
                 f"two processes at {peer.address} call themselves {peer.name} (number {header.sender}): "
                 f"give every node its own name, number and address"
@@ -199,7 +194,7 @@ class Admission:
     def _cipher(self, sender: int, generation: int) -> Cipher:
         return Cipher(self._key, self._uuid, sender, generation)
 
-    def _drop(self, reason: str, source: str, now_ms: int) -> None:
+    def drop(self, reason: str, source: str, now_ms: int) -> None:
         self.drops[reason] += 1
         at_ms = self._warned.get((source, reason))
         if at_ms is not None and now_ms - at_ms < _WARN_EVERY_MS:

@@ -13,7 +13,8 @@ Rules
   E4  A leader that does not hear a majority stops at once. One that became unable stops if it hears an able
   node.
   E5  Who gave its vote away supports nobody else for a while: two candidates that do not hear each other would
-      otherwise outbid each other's terms for ever, before either's votes are on the disk.
+      otherwise outbid each other's terms for ever, before either's votes are on the disk. Once a leader of that
+      term was heard the vote has done its work: when that leader falls silent nobody waits on its account.
 
 `Election.step` is pure: it takes what is observed and returns what follows, as often as one likes.
 """
@@ -65,6 +66,8 @@ class Election:
     wait_from_ms: int
     """Since when I have been waiting for a leader to appear."""
     votes: frozenset[int] = frozenset()
+    concluded: bool = False
+    """A leader of this term was heard."""
     rivals: frozenset[int] = frozenset()
     """Other nodes that claim to lead in my own term: never, unless E1 was broken."""
 
@@ -158,6 +161,7 @@ class Election:
             supports=0,
             wait_from_ms=seen.now_ms,
             votes=frozenset(),
+            concluded=False,
         )
 
     def _stand(self, seen: Observed) -> Election:
@@ -183,18 +187,22 @@ class Election:
             supports=0,
             wait_from_ms=seen.now_ms,
             votes=frozenset(),
+            concluded=bool(leader) or (self.concluded and term is None and voted_for is None),
         )
 
     def _vote_pends(self, seen: Observed) -> bool:
         """E5."""
-        return self.voted_for not in (0, self.me) and seen.now_ms - self.wait_from_ms < self.retry_ms
+        return self._gave_vote() and seen.now_ms - self.wait_from_ms < self.retry_ms
+
+    def _gave_vote(self) -> bool:
+        return self.voted_for not in (0, self.me) and not self.concluded
 
     def _patience_ms(self, seen: Observed) -> int:
         """How long to wait for others before asking oneself: one's place in the ranking; longer after a vote
         given away."""
         mine = self._rank(self.me, seen)
         better = sum(self._rank(number, seen) < mine for number in seen.claims)
-        given = self.retry_ms if self.voted_for not in (0, self.me) else 0
+        given = self.retry_ms if self._gave_vote() else 0
         waiting = self.retry_ms if self.supports else 0
         return better * STAGGER_MS + max(given, waiting)
 

@@ -1,8 +1,13 @@
 """What nodes tell each other. Bodies of frames; `wire.py` seals them.
 
-A heartbeat is the sender's whole state, so the newest one replaces all before it: nothing is lost with a lost
-packet, and votes, promises and acknowledgements need no messages of their own. A letter is a fragment of what
-one hactld sends another.
+A heartbeat is the sender's whole state, so the newest one replaces all before it: nothing is lost with a lost packet,
+and votes, promises and acknowledgements need no messages of their own. Its two halves: *said* changes only when
+something happens, *pulses* (one per entry) change every time. A reader compares the bytes of the first half with those
+it read before and, nearly always, has nothing more to do than to look at the pulse about itself: that is what keeps an
+idle node cheap.
+
+    heartbeat   kind 1 | length of said 2 | said | pulses
+    letter      kind 1 | ...        a fragment of what one hactld sends another, see `letters.py`
 """
 
 from __future__ import annotations
@@ -63,21 +68,25 @@ class Entry(NamedTuple):
     number: int
     flags: int
     generation: int
-    """Of that node, as last heard; 0 = not heard. Naming the reader's own generation proves the sender lives
-    now."""
-    seq: int
-    """The newest heartbeat heard from that node."""
-    held_ms: int
-    """How long ago it came; for the round trip time."""
+    """Of that node, as last heard; 0 = not heard. Naming the reader's own generation proves the sender lives now."""
     mark: int
     """The bar promised, 0 = none."""
-    age_ms: int
-    """R5, when promised."""
     lifted: int
     """The highest mark whose lift the sender knows of."""
     stream: int
     letter: int
     """The next letter expected in that stream of the node's letters to me."""
+
+
+class Pulse(NamedTuple):
+    """What belongs to an entry and changes with every heartbeat."""
+
+    seq: int
+    """The newest heartbeat heard from that node; acknowledged if the entry says so."""
+    held_ms: int
+    """How long ago it came; for the round trip time."""
+    age_ms: int
+    """R5, when promised."""
 
 
 class Order(NamedTuple):
@@ -90,7 +99,7 @@ class Order(NamedTuple):
     mark: int
 
 
-class Heartbeat(NamedTuple):
+class Said(NamedTuple):
     flags: int
     role: int
     daemon: int
@@ -123,69 +132,74 @@ class Malformed(Exception):
     """An authentic body that does not parse: another version of the program, or a bug."""
 
 
-_HEAD = struct.Struct(">BBBB8sQHHHQBB")
-_ENTRY = struct.Struct(">HBQQHQIQII")
+_START = struct.Struct(">BH")
+_HEAD = struct.Struct(">BBB8sQHHHQBB")
+_ENTRY = struct.Struct(">HBQQQII")
 _ORDER = struct.Struct(">HBBQ")
+PULSE_BYTES = 14
+_PULSE = struct.Struct(">QHI")
 _LETTER = struct.Struct(">BQIIB")
 MAX_CONTENT = 1200
 
 
-def encode_heartbeat(beat: Heartbeat) -> bytes:
-    parts = [
-        _HEAD.pack(
-            HEARTBEAT,
-            beat.flags,
-            beat.role,
-            beat.daemon,
-            beat.digest,
-            beat.term,
-            beat.leader,
-            beat.voted_for,
-            beat.supports,
-            beat.barred_mark,
-            len(beat.entries),
-            len(beat.orders),
-        )
-    ]
-    parts += [_ENTRY.pack(*entry) for entry in beat.entries]
-    parts += [_ORDER.pack(*order) for order in beat.orders]
+def encode_said(said: Said) -> bytes:
+    *head, entries, orders = said
+    parts = [_HEAD.pack(*head, len(entries), len(orders))]
+    parts += [_ENTRY.pack(*entry) for entry in entries]
+    parts += [_ORDER.pack(*order) for order in orders]
     return b"".join(parts)
+
+
+def encode_heartbeat(said: bytes, pulses: list[Pulse]) -> bytes:
+    """A whole body; one pulse for each entry of what was said."""
+    return _START.pack(HEARTBEAT, len(said)) + said + b"".join([_PULSE.pack(*pulse) for pulse in pulses])
 
 
 def encode_letter(letter: Letter) -> bytes:
     return _LETTER.pack(LETTER, letter.to_generation, letter.stream, letter.place, letter.last) + letter.content
 
 
-def decode(body: bytes) -> Heartbeat | Letter:
-    """Raises Malformed."""
-    if body[:1] == b"\x02":
-        return _decode_letter(body)
-    if body[:1] != b"\x01" or len(body) < _HEAD.size:
-        raise Malformed(f"no such kind of message: {body[:1].hex() or 'empty'}")
-    _, flags, role, daemon, digest, term, leader, voted_for, supports, barred, entries, orders = _HEAD.unpack_from(body)
+def kind_of(body: bytes) -> int:
+    """HEARTBEAT or LETTER. Raises Malformed."""
+    if body[:1] in (b"\x01", b"\x02"):
+        return body[0]
+    raise Malformed(f"no such kind of message: {body[:1].hex() or 'empty'}")
+
+
+def split_heartbeat(body: bytes) -> tuple[bytes, bytes]:
+    """What was said, and the pulses, both as bytes. Raises Malformed."""
+    if len(body) < _START.size:
+        raise Malformed(f"a heartbeat of {len(body)} bytes")
+    end = _START.size + _START.unpack_from(body)[1]
+    if len(body) < end or (len(body) - end) % _PULSE.size:
+        raise Malformed(f"a heartbeat of {len(body)} bytes that ends in the middle")
+    return body[_START.size : end], body[end:]
+
+
+def decode_said(said: bytes, pulses: bytes) -> Said:
+    """Raises Malformed, also when there is not one pulse per entry."""
+    if len(said) < _HEAD.size:
+        raise Malformed(f"a heartbeat that says only {len(said)} bytes")
+    *head, entries, orders = _HEAD.unpack_from(said)
     middle = _HEAD.size + entries * _ENTRY.size
     end = middle + orders * _ORDER.size
-    if len(body) != end:
-        raise Malformed(f"{len(body)} bytes for {entries} entries and {orders} orders, {end} expected")
-    if role > Role.LEADER or daemon > Daemon.OK:
-        raise Malformed(f"no such role or daemon state: {role}, {daemon}")
-    view = memoryview(body)
-    return Heartbeat(
-        flags,
-        role,
-        daemon,
-        digest,
-        term,
-        leader,
-        voted_for,
-        supports,
-        barred,
-        tuple(Entry(*fields) for fields in _ENTRY.iter_unpack(view[_HEAD.size : middle])),
-        tuple(Order(*fields) for fields in _ORDER.iter_unpack(view[middle:end])),
-    )
+    if len(said) != end or len(pulses) != entries * _PULSE.size:
+        raise Malformed(f"{len(said)} + {len(pulses)} bytes for {entries} entries and {orders} orders")
+    if head[1] > Role.LEADER or head[2] > Daemon.OK:
+        raise Malformed(f"no such role or daemon state: {head[1]}, {head[2]}")
+    view = memoryview(said)
+    entry_fields = _ENTRY.iter_unpack(view[_HEAD.size : middle])
+    order_fields = _ORDER.iter_unpack(view[middle:end])
+    return Said._make((*head, tuple(map(Entry._make, entry_fields)), tuple(map(Order._make, order_fields))))
 
 
-def _decode_letter(body: bytes) -> Letter:
+def pulse_at(pulses: bytes, place: int) -> Pulse:
+    """The pulse that belongs to the entry at `place`."""
+    return Pulse(*_PULSE.unpack_from(pulses, place * _PULSE.size))
+
+
+def decode_letter(body: bytes) -> Letter:
+    """Raises Malformed."""
     if not _LETTER.size <= len(body) <= _LETTER.size + MAX_CONTENT:
         raise Malformed(f"a letter of {len(body)} bytes")
     _, to_generation, stream, place, last = _LETTER.unpack_from(body)

@@ -78,9 +78,9 @@ class TimingRow:
 class Timing:
     heartbeat_ms: int = 200
     overdue_ms: int = 800
-    lease_ms: int = 1600
+    lease_ms: int = 1750
     gate_lifetime_s: int = 1
-    gate_slack_ms: int = 250
+    gate_slack_ms: int = 400
     drift_percent: int = 5
     daemon_hang_ms: int = 2000
     daemon_restart_ms: int = 10_000

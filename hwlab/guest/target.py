@@ -38,9 +38,7 @@ def main() -> int:
     [(iqn, portal)] = words("hwlab.target")
     PR_DIR.mkdir(parents=True, exist_ok=True)
     subprocess.run(["chattr", "+S", str(PR_DIR), *map(str, PR_DIR.iterdir())], check=True)
-    subprocess.run(
-        ["modprobe", "-a", "target_core_mod", "target_core_iblock", "iscsi_target_mod"], check=True
-    )
+    subprocess.run(["modprobe", "-a", "target_core_mod", "target_core_iblock", "iscsi_target_mod"], check=True)
 
     import rtslib_fb
 

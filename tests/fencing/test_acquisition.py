@@ -14,6 +14,7 @@ from fencing import (
     NotDelivered,
     OutcomeUnknown,
     Refused,
+    release,
     verify,
 )
 from fencing.fake import FakeLabels, FakeLogicalUnit, own, seed_label
@@ -240,15 +241,51 @@ def test_a_registration_that_may_have_happened_is_not_repeated_with_the_same_key
     node = cluster.nodes[1]
     unit = cluster.units[0]
 
-    class Vanishing:
-        def __call__(self, operation: str, changes: bool) -> Fault:
-            if operation == "read" and b"n2" in unit.registrations:
-                unit.drop(b"n2")
-            return Fault.UNANSWERED if operation == "register" else Fault.NONE
+    registers = []
+
+    def vanishing(operation: str, changes: bool) -> Fault:
+        if operation == "read" and b"n2" in unit.registrations:
+            unit.drop(b"n2")
+        if operation != "register":
+            return Fault.NONE
+        registers.append(operation)
+        return Fault.UNANSWERED
 
     with pytest.raises(OutcomeUnknown):
-        node.acquire(Vanishing())
+        node.acquire(vanishing)
+    assert len(registers) == 1
     assert node.acquire().epoch == 2
+
+
+def test_a_registration_that_somebody_removed_does_not_come_back(cluster) -> None:
+    """Another node got and gave the volume while this one stood between its register and its preempt."""
+    node, unit = cluster.nodes[1], cluster.units[0]
+    cluster.nodes[0].acquire()
+    registers = []
+
+    def meanwhile(operation: str, changes: bool) -> Fault:
+        registers.extend([operation] if operation == "register" else [])
+        if operation == "preempt":
+            release(cluster.nodes[2].acquire())
+        return Fault.NONE
+
+    with pytest.raises(LostRace, match="my registration was removed"):
+        node.acquire(meanwhile)
+    assert len(registers) == 1
+    assert unit.state().registrants == ()
+
+
+def test_an_owner_that_is_preempted_before_it_is_done_has_no_handle(cluster) -> None:
+    writes = []
+
+    def meanwhile(operation: str, changes: bool) -> Fault:
+        writes.extend([operation] if operation == "write label" else [])
+        if operation == "read" and len(writes) == 2:
+            cluster.nodes[2].acquire()
+        return Fault.NONE
+
+    with pytest.raises(LostRace, match="not registered any more"):
+        cluster.nodes[1].acquire(meanwhile)
 
 
 def test_an_error_names_device_key_and_what_to_do(cluster) -> None:

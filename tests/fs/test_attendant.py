@@ -25,11 +25,14 @@ def test_readable_descriptor_is_answered() -> None:
     os.close(into)
 
 
-def test_things_done_later_are_done_in_order() -> None:
-    attendant, done, ended = Attendant("v1"), [], threading.Event()
+def test_things_done_later_are_done_in_the_order_of_their_time() -> None:
+    clock_s = [0.0]
+    attendant, done, ended = Attendant("v1", now_s=lambda: clock_s[0]), [], threading.Event()
     attendant.later(60, ended.set)
     attendant.later(20, lambda: done.append("second"))
-    attendant.later(0, lambda: done.append("first"))
+    attendant.later(10, lambda: done.append("first"))
+    assert not done
+    clock_s[0] = 1.0
     assert ended.wait(WITHIN_S)
     assert done == ["first", "second"]
     attendant.close()

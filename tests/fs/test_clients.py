@@ -1,11 +1,10 @@
 """Who may reclaim, and when grace may end early."""
 
-from dataclasses import replace
-
 import pytest
 
 from fs import clients
-from fs.clients import Client, Look
+from fs.clients import Client, Recorded
+from fs.model import GraceStatus
 
 INFO = """clientid: 0x13bf10636b01d2d5
 address: "10.77.1.21:840"
@@ -23,12 +22,18 @@ STATES = """\
 """
 
 
-def client(name: str, confirmed: bool = True, opens: int = 1, locks: int = 0) -> Client:
-    return Client(number="3", name=name.encode(), address="", confirmed=confirmed, opens=opens, locks=locks)
+A, B = b"a", b"b"
+BOTH = frozenset({A, B})
 
 
-def look(*present: Client, known: frozenset[bytes] | None = frozenset({b"a", b"b"})) -> Look:
-    return Look(active=True, known=known, clients=present)
+def client(name: bytes, confirmed: bool = True) -> Client:
+    return Client(number="3", name=name, address="", confirmed=confirmed, opens=1, locks=0)
+
+
+def status(done: set[bytes], gone: set[str] | None = None, active: bool | None = True) -> GraceStatus:
+    """Clients a and b may reclaim and both are back."""
+    recorded = Recorded(may_reclaim=BOTH, done=frozenset(done))
+    return clients.status(active, recorded, [client(A), client(B)], frozenset(gone or ()))
 
 
 def test_client_is_read_from_the_kernels_text() -> None:
@@ -54,44 +59,41 @@ def test_info_without_a_name_is_refused() -> None:
         clients.parse_client("3", "status: confirmed\n", "")
 
 
-def test_grace_goes_on_while_a_known_client_is_missing() -> None:
-    now = look(client("a"))
-    found = clients.status(now, now, frozenset())
-    assert (found.known, found.returned, found.waiting, found.may_end) == (2, 1, ("b",), False)
+def test_grace_goes_on_while_a_client_has_not_said_that_it_is_done() -> None:
+    found = status(done={A})
+    assert (found.known, found.returned, found.reclaimed) == (2, 2, 1)
+    assert (found.waiting, found.may_end) == (("b",), False)
 
 
 def test_grace_may_end_when_the_missing_client_is_known_to_be_gone() -> None:
-    now = look(client("a"))
-    assert clients.status(now, now, frozenset({"b"})).may_end
+    assert status(done={A}, gone={"b"}).may_end
 
 
-def test_grace_may_not_end_at_the_first_look() -> None:
-    now = look(client("a"), client("b"))
-    assert not clients.status(None, now, frozenset()).may_end
+def test_grace_goes_on_while_one_of_two_missing_clients_is_not_known_to_be_gone() -> None:
+    assert not status(done=set(), gone={"b"}).may_end
 
 
-def test_grace_goes_on_while_a_client_still_takes_its_locks_back() -> None:
-    before, now = look(client("a"), client("b")), look(client("a"), client("b", locks=1))
-    assert not clients.status(before, now, frozenset()).may_end
-    assert clients.status(now, now, frozenset()).may_end
+def test_grace_may_end_when_everybody_is_done() -> None:
+    found = status(done={A, B})
+    assert (found.waiting, found.may_end) == ((), True)
 
 
 def test_unconfirmed_client_is_not_back() -> None:
-    now = look(client("a"), client("b", confirmed=False))
-    assert clients.status(now, now, frozenset()).waiting == ("b",)
+    recorded = Recorded(may_reclaim=BOTH, done=frozenset())
+    found = clients.status(True, recorded, [client(A), client(B, confirmed=False)], frozenset())
+    assert found.returned == 1
 
 
 def test_unreadable_database_never_ends_grace() -> None:
-    now = look(client("a"), known=None)
-    assert not clients.status(now, now, frozenset({"a", "b"})).may_end
+    found = clients.status(True, None, [client(A)], frozenset({"a", "b"}))
+    assert (found.known, found.may_end) == (0, False)
 
 
 @pytest.mark.parametrize("active", [False, None])
 def test_nothing_is_to_be_ended_outside_grace(active: bool | None) -> None:
-    now = replace(look(client("a"), client("b")), active=active)
-    assert not clients.status(now, now, frozenset()).may_end
+    assert not status(done={A, B}, active=active).may_end
 
 
-def test_client_that_is_new_in_this_epoch_does_not_count_as_returned() -> None:
-    now = look(client("a"), client("new"))
-    assert clients.status(now, now, frozenset()).returned == 1
+def test_client_that_is_new_in_this_epoch_does_not_count_as_reclaimed() -> None:
+    found = status(done={A, b"new"})
+    assert (found.known, found.reclaimed, found.waiting) == (2, 1, ("b",))

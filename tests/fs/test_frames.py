@@ -59,3 +59,17 @@ def test_tickle_over_ipv6_has_the_header_of_ipv6() -> None:
 def test_data_with_its_checksum_sums_to_zero(data: bytes) -> None:
     padded = data + b"\0" * (len(data) % 2)
     assert frames.checksum(padded + struct.pack("!H", frames.checksum(data))) == 0
+
+
+def test_a_probe_claims_nothing_and_only_the_owners_arp_answers_it() -> None:
+    address, mine, other = IPv4Address("192.0.2.50"), b"\x02" + b"\1" * 5, b"\x02" + b"\2" * 5
+    probe = frames.arp_probe(mine, address)
+    assert probe[28:32] == b"\0\0\0\0"  # sender address: none
+    assert probe[38:42] == address.packed
+    assert not frames.answers_probe(probe, mine, address)
+    _, reply = frames.gratuitous_arp(other, address)
+    assert frames.answers_probe(reply, mine, address)
+    assert not frames.answers_probe(reply, mine, IPv4Address("192.0.2.51"))
+    assert not frames.answers_probe(frames.gratuitous_arp(mine, address)[1], mine, address)
+    for end in range(42):
+        assert not frames.answers_probe(reply[:end], mine, address)

@@ -32,7 +32,7 @@ def do(step: Step, seen: Observed) -> Observed:
         case Step.MOUNT:
             return replace(seen, mounted=Mounted.OURS)
         case Step.START_TRACKING:
-            return replace(seen, tracking=Tracking.STARTING)
+            return replace(seen, tracking=Tracking.ATTACHED if seen.nfsd_threads else Tracking.STARTING)
         case Step.START_NFSD:
             threads = seen.nfsd_threads or 8
             return replace(seen, nfsd_threads=threads, listening=True, responder=True, tracking=Tracking.ATTACHED)
@@ -159,13 +159,17 @@ def test_damaged_or_foreign_mount_is_never_built_upon() -> None:
             ), seen
 
 
-def test_server_that_lost_its_tracking_is_started_anew() -> None:
+def test_server_whose_tracking_ended_gets_a_new_one_and_is_not_interrupted() -> None:
     broken = replace(end(NOTHING, Wanted.SERVING), tracking=Tracking.ABSENT)
-    assert [step for step, _ in plan(broken, Wanted.SERVING)] == [
+    assert [step for step, _ in plan(broken, Wanted.SERVING)] == [Step.START_TRACKING]
+
+
+def test_server_that_was_started_without_tracking_is_started_anew() -> None:
+    untracked = replace(end(NOTHING, Wanted.SERVING), tracking=Tracking.READY)
+    assert [step for step, _ in plan(untracked, Wanted.SERVING)] == [
         Step.REMOVE_ADDRESS,
         Step.PREPARE,
         Step.STOP_NFSD,
-        Step.START_TRACKING,
         Step.START_NFSD,
         Step.ADD_ADDRESS,
     ]

@@ -78,10 +78,11 @@ def test_a_take_fences_first_and_opens_the_address_last() -> None:
 def test_a_taker_waits_for_the_old_lease_with_the_export_ready() -> None:
     volume, _ = feed(controller.standby("v1"), LeaseChanged(held=True), mine(wait_until_ms=5000), Tick(now_ms=1000))
     volume, asked = run_all(volume)
+    assert asked[:2] == [Step.LISTEN, Step.ACQUIRE]
     assert (volume.phase, asked[-1]) == (Phase.WAITING, Step.EXPORT)
     volume, runs = feed(volume, Tick(now_ms=4999))
     assert runs == []
-    volume, runs = feed(volume, Tick(now_ms=5000))
+    volume, runs = feed(replace(volume, suspended_ms=4000), Tick(now_ms=5000))
     assert runs == [Run(step=Step.VERIFY)]
 
 
@@ -117,6 +118,30 @@ def test_a_lost_lease_suspends_and_resumes_only_through_the_disk() -> None:
     assert runs == [Run(step=Step.OPEN)]
 
 
+@pytest.mark.parametrize(("shut_ms", "first"), [(1000, Step.OPEN), (3000, Step.UNEXPORT)])
+def test_an_address_that_was_shut_for_long_comes_back_with_a_new_grace(shut_ms: int, first: Step) -> None:
+    volume, _ = feed(serving(), LeaseChanged(held=False))
+    volume, _ = run_all(volume)
+    assert volume.phase is Phase.SUSPENDED
+    volume, _ = feed(volume, LeaseChanged(held=True), Tick(now_ms=volume.suspended_ms + shut_ms))
+    assert volume.running is Step.VERIFY
+    volume, asked = run_all(volume)
+    assert asked[1] is first
+    assert volume.phase is Phase.SERVING
+    if first is Step.UNEXPORT:
+        assert asked[1:6] == [Step.UNEXPORT, Step.TRACK, Step.EXPORT, Step.VERIFY, Step.OPEN]
+
+
+def test_a_taker_that_waited_for_long_begins_a_new_grace_before_it_opens() -> None:
+    volume, _ = feed(controller.standby("v1"), mine(), Tick(now_ms=1000))
+    volume, _ = run_all(volume)
+    assert volume.phase is Phase.WAITING
+    volume, runs = feed(volume, Tick(now_ms=20_000), LeaseChanged(held=True))
+    assert runs == [Run(step=Step.UNEXPORT)]
+    volume, asked = run_all(volume)
+    assert asked[:5] == [Step.UNEXPORT, Step.TRACK, Step.EXPORT, Step.VERIFY, Step.OPEN]
+
+
 def test_a_lost_handle_takes_everything_down_address_first() -> None:
     volume, runs = feed(serving(), Tick(now_ms=9000))
     assert runs == [Run(step=Step.VERIFY)]
@@ -135,10 +160,52 @@ def test_a_lost_file_system_is_unmounted_by_force() -> None:
     assert runs[-1] == Run(step=Step.UNMOUNT, forced=True)
 
 
-def test_a_handle_that_could_not_be_verified_is_asked_again_not_dropped() -> None:
-    volume, _ = feed(serving(), Tick(now_ms=9000), StepFailed(step=Step.VERIFY, text="timeout"))
+def test_a_primary_that_still_answers_is_not_fenced_before_its_lease_is_over() -> None:
+    volume, _ = feed(controller.standby("v1"), LeaseChanged(held=True), Tick(now_ms=1000), mine(wait_until_ms=2000))
+    assert volume.running is Step.LISTEN
+    for _ in range(5):
+        volume, runs = feed(volume, StepDone(step=Step.LISTEN, settled=False))
+        assert (volume.phase, runs, volume.holding) == (Phase.LISTENING, [], False)
+        volume, runs = feed(volume, Tick(now_ms=volume.next_check_ms))
+        assert runs == [Run(step=Step.LISTEN)]
+    volume, _ = feed(volume, StepFailed(step=Step.LISTEN, text="no link"))
+    volume, runs = feed(volume, Tick(now_ms=2000))
+    assert runs == [Run(step=Step.ACQUIRE)]
+
+
+def test_a_taker_that_listens_holds_nothing_and_leaves_at_once() -> None:
+    volume, _ = feed(controller.standby("v1"), mine(wait_until_ms=2000))
+    volume, runs = feed(volume, others(), StepDone(step=Step.LISTEN, settled=False))
+    assert (volume.phase, runs) == (Phase.STANDBY, [])
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_disk_that_does_not_answer_shuts_the_address_until_it_does(silent: bool) -> None:
+    volume, _ = feed(serving(), Tick(now_ms=9000))
+    assert volume.running is Step.VERIFY
+    if silent:
+        volume, runs = feed(volume, Tick(now_ms=9000 + controller.DOUBT_MS))
+        assert volume.running is Step.VERIFY
+    else:
+        volume, runs = feed(volume, StepFailed(step=Step.VERIFY, text="timeout"))
+        assert "timeout" in volume.failure
+    assert (volume.phase, runs) == (Phase.SUSPENDED, [Run(step=Step.DOUBT)])
+    if silent:
+        volume, _ = feed(volume, StepDone(step=Step.VERIFY))
+    else:
+        volume, _ = feed(volume, Tick(now_ms=volume.next_check_ms), StepDone(step=Step.VERIFY))
+    assert (volume.doubt_ms, volume.failure) == (None, "")
+    volume, asked = run_all(volume)
+    assert Step.OPEN in asked
     assert volume.phase is Phase.SERVING
-    assert "timeout" in volume.failure
+
+
+def test_a_doubt_that_lasts_is_reported_as_a_failure() -> None:
+    volume, _ = feed(serving(), Tick(now_ms=9000), StepFailed(step=Step.VERIFY, text="timeout"))
+    assert volume.failed != volume.order
+    volume, _ = feed(volume, Tick(now_ms=volume.next_check_ms))
+    volume, _ = feed(volume, Tick(now_ms=9000 + controller.GIVE_UP_MS))
+    assert (volume.phase, volume.failed) == (Phase.SUSPENDED, volume.order)
 
 
 def test_a_planned_move_away_releases_nothing_and_forgets_the_handle() -> None:
@@ -166,12 +233,39 @@ def test_a_failed_acquisition_is_reported_and_not_repeated_on_the_same_word() ->
     assert runs == [Run(step=Step.ACQUIRE)]
 
 
-@pytest.mark.parametrize("step", [Step.MOUNT, Step.TRACK, Step.EXPORT, Step.VERIFY, Step.OPEN])
+@pytest.mark.parametrize("step", [Step.MOUNT, Step.TRACK, Step.EXPORT, Step.VERIFY])
 def test_a_take_that_fails_later_is_taken_down_again(step: Step) -> None:
     volume, _ = feed(controller.standby("v1"), LeaseChanged(held=True), mine())
     volume, asked = run_all(volume, fail={step: StepFailed(step=step, text="broken")})
     assert (volume.phase, volume.failed) == (Phase.STANDBY, order(1))
     assert asked[-5:] == [Step.SHUT, Step.UNEXPORT, Step.UNTRACK, Step.UNMOUNT, Step.FORGET]
+
+
+def open_fails(volume: Volume) -> Volume:
+    volume, _ = run_all(volume, fail={Step.OPEN: StepFailed(step=Step.OPEN, text="gate closed")})
+    return volume
+
+
+def test_an_address_that_will_not_open_is_tried_again_and_then_given_up() -> None:
+    volume, _ = feed(controller.standby("v1"), LeaseChanged(held=True), mine())
+    for _ in range(controller.OPEN_TRIES - 1):
+        volume = open_fails(volume)
+        assert volume.phase is Phase.SUSPENDED
+        volume, runs = feed(volume, Tick(now_ms=volume.next_check_ms))
+        assert runs == [Run(step=Step.VERIFY)]
+    volume = open_fails(volume)
+    assert (volume.phase, volume.failed) == (Phase.STANDBY, order(1))
+
+
+def test_an_address_that_stays_shut_without_a_lease_is_never_given_up() -> None:
+    volume, _ = feed(controller.standby("v1"), LeaseChanged(held=True), mine())
+    for _ in range(controller.OPEN_TRIES + 2):
+        while volume.running is not Step.OPEN:
+            assert volume.running is not None
+            volume, _ = feed(volume, StepDone(step=volume.running))
+        volume, _ = feed(volume, LeaseChanged(held=False), StepFailed(step=Step.OPEN, text="gate closed"))
+        assert volume.phase is Phase.SUSPENDED
+        volume, _ = feed(volume, LeaseChanged(held=True), Tick(now_ms=volume.next_check_ms))
 
 
 def test_what_cannot_be_taken_down_is_tried_again_and_holds_the_volume() -> None:
@@ -203,7 +297,7 @@ def test_a_new_leaders_word_for_the_holder_interrupts_nothing() -> None:
 
 
 def test_a_restarted_daemon_verifies_the_recorded_handle_before_anything_else() -> None:
-    volume, runs = controller.adopting("v1", order(3))
+    volume, runs = controller.adopting(controller.standby("v1"), order(3))
     assert runs == (Run(step=Step.VERIFY),)
     volume, _ = feed(volume, LeaseChanged(held=True))
     volume, asked = run_all(volume)
@@ -212,7 +306,7 @@ def test_a_restarted_daemon_verifies_the_recorded_handle_before_anything_else() 
 
 
 def test_a_restarted_daemon_whose_handle_is_lost_takes_everything_down() -> None:
-    volume, _ = controller.adopting("v1", order(3))
+    volume, _ = controller.adopting(controller.standby("v1"), order(3))
     volume, _ = feed(volume, StepFailed(step=Step.VERIFY, text="preempted", lost=True))
     volume, asked = run_all(volume)
     assert asked[0] is Step.SHUT
@@ -243,7 +337,8 @@ def test_every_phase_takes_every_event_without_an_error(phase: Phase) -> None:
         )
         after, runs = volume.step(event)
         assert len(runs) <= 1
-        assert (after.running is not None) == bool(runs) or after.running == running
+        asked = [run for run in runs if run.step is not Step.DOUBT]
+        assert (after.running is not None) == bool(asked) or after.running == running
 
 
 def test_an_answer_to_a_step_nobody_asked_for_changes_nothing() -> None:
@@ -311,7 +406,7 @@ def test_random_histories_keep_the_order_of_handle_mount_and_address(seed: int) 
             now += rng.randrange(1000)
             event = Tick(now_ms=now)
         volume, runs = volume.step(event)
-        if runs:
+        if runs and runs[0].step is not Step.DOUBT:
             world.looking = runs[0].step is Step.VERIFY
             if runs[0].step is Step.OPEN:
                 assert world.verified_since_lease, "opening without a look at the disk since the lease came back"

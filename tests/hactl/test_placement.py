@@ -216,3 +216,15 @@ def test_an_owner_that_lost_sight_of_the_disk_is_replaced() -> None:
     plan = decide(facts(**SERVED)).plan
     blind = NodeFacts(alive=True, report=Report(boot="b", standby=False))
     assert decide(facts(n1=blind, n2=node(), n3=node()), plan).plan.table["v1"].node == "n2"
+
+
+def test_an_owner_whose_disk_does_not_answer_for_long_is_barred_and_replaced() -> None:
+    plan = decide(facts(**SERVED)).plan
+    order = plan.table["v1"].order
+    doubting = node(volume("suspended", order=order))
+    assert decide(facts(n1=doubting, n2=node(), n3=node()), plan).bars == ()
+    gave_up = node(volume("suspended", order=order, failed=order))
+    decision = decide(facts(n1=gave_up, n2=node(), n3=node()), plan)
+    assert decision.bars == ("n1",)
+    barred = replace(gave_up, barred=True, confirmed=True)
+    assert decide(facts(n1=barred, n2=node(), n3=node()), decision.plan).plan.table["v1"].node == "n2"

@@ -52,6 +52,10 @@ class Ports:
     def start_export(self) -> None:
         self._call("export")
 
+    def answered_elsewhere(self) -> bool:
+        self._call("listen")
+        return False
+
     def gate(self) -> tuple[int, bytes, bytes]:
         return 0, b"r", b"c"
 
@@ -85,6 +89,9 @@ class GateOf:
 
     async def shut(self, volume: str) -> None:
         self._ports._call("gate-shut")
+
+    def doubt(self, volume: str) -> None:
+        self._ports._call("gate-doubt")
 
 
 class Rig:

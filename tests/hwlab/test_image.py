@@ -76,9 +76,7 @@ def test_an_interrupted_build_leaves_neither_an_entry_nor_its_own_directory(
     assert list((paths.cache_dir() / "images").iterdir()) == []
 
 
-def test_what_a_killed_builder_left_is_removed_by_the_next_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_killed_builder_left_is_removed_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     leftover = paths.cache_dir() / "images" / ".building-k-123"
     leftover.mkdir(parents=True)

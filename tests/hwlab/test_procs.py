@@ -1,68 +1,72 @@
-"""Finding and ending processes by session, as the power switch of a UML host does."""
+"""Finding and ending the processes of a program, as the power switch of a UML host does."""
 
 import os
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from hwlab import procs
 from hwlab.errors import LabError
 
-CHILD = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+SCRIPT = """#!/bin/bash
+( exec -a "$0" sleep 60 ) &
+echo started
+exec -a "$0" sleep 60
+"""
 
 
 @pytest.fixture
-def session() -> Iterator["subprocess.Popen[bytes]"]:
-    process = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, start_new_session=True)
-    yield process
-    for pid in procs.of_session(process.pid, procs.start_ticks(process.pid) or 0):
-        os.kill(pid, signal.SIGKILL)
-    process.kill()
-    process.wait()
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "start"
+    path.write_text(SCRIPT)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def leader(program: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A program that replaced itself and left a child, as a kernel does."""
+    process = subprocess.Popen([str(program)], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
+    process.stdout.readline()
+    yield process
+    procs.kill_all(lambda: procs.started_by(program), 10, "clean up")
+    process.wait()
     process.stdout.close()
 
 
-def child_of(process: "subprocess.Popen[bytes]") -> int:
-    assert process.stdout is not None
-    return int(process.stdout.readline())
+def test_all_processes_of_a_program_are_found_its_leader_first(
+    leader: "subprocess.Popen[bytes]", program: Path
+) -> None:
+    found = procs.started_by(program)
+    assert found[0] == leader.pid
+    assert len(found) == 2
+    assert [procs.is_session_leader(pid) for pid in found] == [True, False]
 
 
-def test_a_session_is_found_leader_first(session: "subprocess.Popen[bytes]") -> None:
-    child = child_of(session)
-    ticks = procs.start_ticks(session.pid)
-    assert ticks is not None
-    assert procs.of_session(session.pid, ticks) == [session.pid, child]
+def test_another_program_with_a_similar_name_is_left_alone(leader: "subprocess.Popen[bytes]", program: Path) -> None:
+    assert procs.started_by(program.with_name("star")) == []
+    assert procs.started_by(program.parent) == []
 
 
-def test_a_younger_process_with_the_same_number_is_not_mistaken(session: "subprocess.Popen[bytes]") -> None:
-    ticks = procs.start_ticks(session.pid)
-    assert ticks is not None
-    assert procs.of_session(session.pid, ticks - 1) == []
+def test_what_outlived_its_leader_is_ended_too(leader: "subprocess.Popen[bytes]", program: Path) -> None:
+    leader.kill()
+    leader.wait()
+    [orphan] = procs.started_by(program)
+    procs.kill_all(lambda: procs.started_by(program), 10, "host")
+    assert procs.started_by(program) == []
+    assert not procs.is_session_leader(orphan)
 
 
-def test_everything_that_outlived_its_leader_is_ended_too(session: "subprocess.Popen[bytes]") -> None:
-    child = child_of(session)
-    ticks = procs.start_ticks(session.pid)
-    assert ticks is not None
-    session.kill()
-    session.wait()
-    assert procs.of_session(session.pid, ticks) == [child]
-    procs.kill_all(lambda: procs.of_session(session.pid, ticks), 10, "session")
-    assert procs.start_ticks(child) is None
-
-
-def test_stopping_and_continuing(session: "subprocess.Popen[bytes]") -> None:
-    child_of(session)
-    procs.signal_untraced([session.pid], procs.STOP)
-    os.waitpid(session.pid, os.WUNTRACED)
-    assert procs.is_stopped(session.pid)
-    procs.signal_untraced([session.pid], procs.CONTINUE)
-    os.waitpid(session.pid, os.WCONTINUED)
-    assert not procs.is_stopped(session.pid)
+def test_stopping_and_continuing(leader: "subprocess.Popen[bytes]") -> None:
+    procs.signal_untraced([leader.pid], procs.STOP)
+    os.waitpid(leader.pid, os.WUNTRACED)
+    assert procs.is_stopped(leader.pid)
+    procs.signal_untraced([leader.pid], procs.CONTINUE)
+    os.waitpid(leader.pid, os.WCONTINUED)
+    assert not procs.is_stopped(leader.pid)
 
 
 def test_a_process_that_does_not_end_is_named() -> None:

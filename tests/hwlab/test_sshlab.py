@@ -47,9 +47,7 @@ def test_the_hosts_name_is_put_into_the_command(tmp_path: Path) -> None:
         ("no idea", PowerState.UNKNOWN),
     ],
 )
-def test_the_state_is_read_from_what_the_command_prints(
-    tmp_path: Path, printed: str, state: PowerState
-) -> None:
+def test_the_state_is_read_from_what_the_command_prints(tmp_path: Path, printed: str, state: PowerState) -> None:
     switch, _ = power(tmp_path, state=f"echo {printed}")
     assert switch.state() is state
 

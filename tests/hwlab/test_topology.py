@@ -72,9 +72,7 @@ def test_an_interface_carries_the_prefix_length_of_its_network() -> None:
         ('name = "t"', "name =", "t.toml"),
     ],
 )
-def test_a_wrong_topology_is_refused_with_the_place_of_the_mistake(
-    old: str, new: str, complaint: str
-) -> None:
+def test_a_wrong_topology_is_refused_with_the_place_of_the_mistake(old: str, new: str, complaint: str) -> None:
     with pytest.raises(TopologyError) as caught:
         parse(GOOD.replace(old, new, 1), "t.toml")
     assert complaint in str(caught.value)

@@ -1,4 +1,5 @@
-"""Runs inside a node of a lab, pushed there by test_fencing.py: one command, its result as JSON on the last line.
+"""Runs inside a node of a lab, pushed there by test_fencing.py: one command, its result as JSON on the last
+line.
 
 fencing_guest.py format DEVICE NODE FSTYPE [force]
 fencing_guest.py acquire DEVICE NODE [TIMES]
@@ -35,7 +36,7 @@ from fencing import (
 from fencing._contract import may_write
 from fencing._discover import look_at
 from fencing._disk import open_lun
-from fencing._format import NewVolume, format_volume
+from fencing._format import NewVolume, format_volume, relabel_volume
 
 CLUSTER = "5d0c9a52-0000-4000-8000-000000000001"
 SPARE_OFFSET = 3 << 20
@@ -84,8 +85,8 @@ def do_acquire(device: str, node: str, times: str = "1") -> object:
     return [told(*take(device, node)) for _ in range(int(times))]
 
 
-def do_format(device: str, node: str, fstype: str, *force: str) -> object:
-    new = NewVolume(
+def new_volume(fstype: str) -> NewVolume:
+    return NewVolume(
         name="v1",
         cluster_name="demo",
         fstype=fstype,
@@ -94,10 +95,26 @@ def do_format(device: str, node: str, fstype: str, *force: str) -> object:
         lease_s=10,
         grace_s=10,
     )
+
+
+def do_format(device: str, node: str, fstype: str, *force: str) -> object:
     label = format_volume(
-        device, new, identity(node), floor=floor(), intent=floor_file, clock=time.monotonic, force=bool(force)
+        device,
+        new_volume(fstype),
+        identity(node),
+        floor=floor(),
+        intent=floor_file,
+        clock=time.monotonic,
+        force=bool(force),
     )
     return {"epoch": label.epoch, "owner": label.owner, "wwids": label.wwids}
+
+
+def do_relabel(device: str, node: str) -> object:
+    label = relabel_volume(
+        device, new_volume("ext4"), identity(node), floor=floor(), intent=floor_file, clock=time.monotonic
+    )
+    return {"epoch": label.epoch, "volume": label.volume}
 
 
 def do_write(device: str, node: str) -> object:

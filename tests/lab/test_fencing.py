@@ -21,7 +21,7 @@ FENCING = HERE.parent.parent / "fencing"
 GUEST = "/opt/hactl/fencing_guest.py"
 PORTAL = "10.77.2.10:3260"
 TARGET = "iqn.2026-11.org.hactl:san1"
-ROUNDS = 4
+ROUNDS = 3
 
 # Two more sessions with initiator names of their own: three nexuses to one LUN from one kernel.
 MORE_SESSIONS = f"""
@@ -41,15 +41,22 @@ for name in b c; do
 done
 true
 """
-# A second LUN whose sectors have 4096 bytes; gone with the target's next power loss.
+# A second LUN whose sectors have 4096 bytes; gone with the target's next power loss. Only the first 25 digits
+# of a serial go into LIO's WWID, so it must not begin like the first LUN's.
 DISK_4K = """
-import subprocess, rtslib_fb
+import subprocess
+import rtslib_fb
+
+rtslib_fb.RTSRoot._preferred_dbroot = "/etc/target"
 subprocess.run(["modprobe", "target_core_file"], check=True)
-store = rtslib_fb.FileIOStorageObject("big", "/root/big.img", size=400 << 20, wwn="5fa1c0de0000000000000000000004096")
+serial = "4096c0de0000000000000000000000001"
+store = rtslib_fb.FileIOStorageObject("big", "/root/big.img", size=400 << 20, wwn=serial)
 store.set_attribute("block_size", "4096")
 [target] = rtslib_fb.RTSRoot().targets
 [group] = target.tpgs
-rtslib_fb.LUN(group, 7, store)
+unit = rtslib_fb.LUN(group, 7, store)
+for acl in group.node_acls:
+    rtslib_fb.MappedLUN(acl, 7, unit)
 """
 CLEAR = """
 import sys
@@ -98,7 +105,12 @@ class Bench:
 
     def push(self, host: str) -> None:
         self.host(host).command.put({"/opt/hactl/lib/fencing": FENCING, GUEST: HERE / "fencing_guest.py"}, timeout_s=60)
-        self.shell(host, f"for i in $(seq 300); do [ -e {self.device} ] && exit; sleep 0.1; done; exit 1")
+        self.wait_for_disk(host)
+
+    def wait_for_disk(self, host: str) -> None:
+        """A read succeeds: the session is there, or there again."""
+        read = f"dd if={self.device} of=/dev/null bs=4096 count=1 iflag=direct"
+        self.shell(host, f"for i in $(seq 300); do {read} && exit; sleep 0.1; done; exit 1")
 
 
 @pytest.fixture(scope="module")
@@ -199,14 +211,19 @@ def test_a_disk_that_others_reserved_is_not_formatted_even_with_force(volume: Be
     volume.clear()
 
 
-def test_a_damaged_label_is_named_and_nothing_is_changed(volume: Bench) -> None:
+def test_a_damaged_label_is_named_and_can_be_replaced_without_the_data(volume: Bench) -> None:
     volume.ask("n1", "acquire", "1")
+    volume.shell("n1", f"mount {volume.device}2 /mnt && echo kept > /mnt/x && umount /mnt")
     volume.shell("n1", f"for at in 256 272; do dd if=/dev/urandom of={volume.device} bs=4096 seek=$at count=1; done")
     before = volume.ask("n1", "state")
     refused = volume.answer("n2", "acquire", "2")
     assert refused["error"] == "LabelError" and "damaged" in refused["text"]
     assert volume.ask("n1", "state") == before
-    volume.ask("n1", "format", "1", "ext4", "force")
+    relabelled = volume.ask("n1", "relabel", "1")
+    [taken] = volume.ask("n1", "acquire", "1")
+    assert taken["epoch"] == relabelled["epoch"] + 1
+    assert volume.shell("n1", f"mount {volume.device}2 /mnt && cat /mnt/x && umount /mnt") == "kept"
+    assert volume.answer("n1", "relabel", "1")["error"] == "FormatRefused"
 
 
 def test_a_takeover_leaves_one_registrant_and_the_new_epoch_in_the_label(volume: Bench) -> None:
@@ -262,6 +279,8 @@ def test_owner_and_fenced_node_stay_what_they_are_when_the_target_loses_power(vo
     target.power.off()
     target.power.on()
     target.command.wait_reachable(60)
+    for node in ("n1", "n2"):
+        volume.wait_for_disk(node)
     assert volume.ask("n2", "verify", "2", owner["key"]) == "good"
     assert volume.ask("n1", "state")["holders"] == [owner["key"]]
     assert volume.ask("n2", "try-write") is True and volume.ask("n1", "try-write") is False

@@ -57,14 +57,15 @@ out="sg_persist --no-inquiry --out {DISK}"
 $out --register-ignore --param-sark=1 || $out --register-ignore --param-sark=1
 $out --clear --param-rk=1
 wipefs -q -a {DISK}
-printf 'label: gpt\\nstart=1MiB,size=3MiB\\nstart=4MiB,size=500MiB\\nsize=500MiB\\n' | sfdisk -q --wipe-partitions always {DISK}
+layout='label: gpt\\nstart=1MiB,size=3MiB\\nstart=4MiB,size=500MiB\\nsize=500MiB\\n'
+printf "$layout" | sfdisk -q --wipe-partitions always {DISK}
 blockdev --rereadpt {DISK} || true
 until [ -b {DISK}3 ]; do sleep 0.2; done
 mkfs.$1 -q {DISK}2 $2
 mkfs.$1 -q {DISK}3 $2
 """
 FORCE = {"ext4": "-F", "xfs": "-f"}
-TAKE = ("mount", "start_tracking", "start_nfsd", "add_address", "announce", "tickle")
+TAKE = ("mount", "start_tracking", "start_nfsd", "open", "announce", "tickle")
 GIVE = ("remove_address", "stop_nfsd", "stop_tracking", "unmount")
 ENV = ["env", "PYTHONPATH=/opt/hactl/lib:/opt/hactl/site", "python3"]
 
@@ -96,13 +97,11 @@ class Driver:
         began = time.monotonic()
         for step in TAKE:
             self.do(step)
-            if step == "add_address":
-                self.do("renew", on=True)
         print(f"{self.node.name} {self.name} taken in {(time.monotonic() - began) * 1000:.0f} ms, with the test's ssh")
         return time.monotonic() - began
 
     def give(self) -> None:
-        self.do("renew", on=False)
+        self.do("shut")
         for step in GIVE:
             self.do(step)
 
@@ -254,6 +253,11 @@ def test_restarted_daemon_adopts_and_interrupts_nothing(lab: Lab, fresh: Callabl
     again.do("prepare")
     assert again.do("observe")["responder"]
     assert run(first.node, "pgrep -x nfsdcld") == tracker
+
+    run(first.node, "pkill -9 -x nfsdcld; while pgrep -x nfsdcld; do sleep 0.1; done")
+    assert again.do("observe")["tracking"] == "absent"
+    again.do("start_tracking")
+    assert again.do("observe")["tracking"] == "attached"
     # A client that is new to this server asks the kernel, and the kernel asks the adopted responder.
     add = "ip address add 10.77.1.22/24 dev lan && mkdir -p /mnt/new"
     run(lab.hosts["c1"], f"{add} && mount -t nfs4 -o vers=4.2,clientaddr=10.77.1.22 10.77.1.50:/ /mnt/new")
@@ -284,7 +288,7 @@ def test_primary_that_lost_its_disk_gives_everything_up(lab: Lab, fresh: Callabl
     assert holder.stdout.readline() == b"open\n"
 
     # As the controller does: the old primary's gate is shut before its disk is taken.
-    first.do("renew", on=False)
+    first.do("shut")
     first.do("remove_address")
     preempt = f"{out} --preempt-abort --param-rk=$1 --param-sark=0xa1 --prout-type=5"
     run(n2, f"({register}) && {preempt}", "0xb2")
@@ -330,12 +334,12 @@ def test_address_that_nobody_renews_is_gone_by_itself(fresh: Callable[[str], Sta
     one = fresh("ext4")("n1")
     one.take()
     assert one.do("observe")["address_left_s"] is not None
-    one.do("renew", on=False)
+    one.do("shut")
     deadline = time.monotonic() + 5
     while one.do("observe")["address_left_s"] is not None:
         assert time.monotonic() < deadline
     assert one.do("observe")["nfsd_threads"] == 8
     # Whoever owns the lease may open it again at once: nothing else had to be stopped.
     one.do("add_address")
-    one.do("renew", on=True)
+    one.do("open")
     assert one.do("observe")["address_left_s"] is not None

@@ -6,15 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 from nodewatch import events as ev
-from nodewatch.core import NodeWatch, _Peer
-from nodewatch.heartbeat import Heartbeat
+from nodewatch.core import NodeWatch
+from nodewatch.gates import Gates
+from nodewatch.heartbeat import Said
+from nodewatch.peers import Peer
 from nodewatch.stable import Stable
 
 
 class AcknowledgesTheBarred(NodeWatch):
     """R2 without "has not promised"."""
 
-    def _acknowledges(self, peer: _Peer, now: int) -> bool:
+    def _acknowledges(self, peer: Peer, now: int) -> bool:
         return True
 
 
@@ -24,8 +26,8 @@ class ForgetsAndSpeaksAtOnce(NodeWatch):
     def __init__(self, *, restored: Stable, **rest: Any) -> None:
         super().__init__(restored=replace(restored, promises=()), **rest)
 
-    def _acknowledges(self, peer: _Peer, now: int) -> bool:
-        return not peer.mismatch and peer.config.number not in self._promises.held
+    def _acknowledges(self, peer: Peer, now: int) -> bool:
+        return not peer.mismatch and peer.config.number not in self._barring.promises.held
 
 
 class AgesOfAnotherLife(NodeWatch):
@@ -41,9 +43,9 @@ class LeaseFromTheAnswer(NodeWatch):
     """R3 with the lease counted from the acknowledgement's arrival instead of the heartbeat's departure."""
 
     def _take_datagram(self, event: ev.Datagram) -> None:
-        before = self._lease.end_ms
+        before = dict(self._lease._acked)
         super()._take_datagram(event)
-        if self._lease.end_ms != before:
+        if self._lease._acked != before and self._lease.end_ms:
             self._lease.end_ms = event.now_ms + self._timing.lease_ms
 
 
@@ -53,17 +55,17 @@ class NoGuardForDrift(NodeWatch):
     def __init__(self, **rest: Any) -> None:
         super().__init__(**rest)
         honest = self._timing
-        self._timing = replace(honest, drift_percent=0, lease_ms=honest.lease_ms - honest.heartbeat_ms)
-        self._lease._lease_ms = honest.lease_ms
+        self._barring._guard_ms = honest.lease_ms - honest.heartbeat_ms
 
 
 class RenewsToTheLastMoment(NodeWatch):
     """R4 without the gate's own lifetime."""
 
-    def _settle_gates(self, now: int) -> None:
-        self._lease.end_ms += self._timing.gate_ms if self._lease.end_ms else 0
-        super()._settle_gates(now)
-        self._lease.end_ms -= self._timing.gate_ms if self._lease.end_ms else 0
+    def __init__(self, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._timing = replace(self._timing, gate_slack_ms=-self._timing.gate_lifetime_s * 1000)
+        self._gates = Gates(self._timing)
+        self._scene = replace(self._scene, gates=self._gates)
 
 
 class GivesUpAtBirth(NodeWatch):
@@ -76,16 +78,16 @@ class GivesUpAtBirth(NodeWatch):
 class VotesBeforeTheDisk(NodeWatch):
     """E1 without stable storage."""
 
-    def _heartbeat(self, now: int, **rest: bool) -> Heartbeat:
+    def _make_said(self, now: int, **rest: bool) -> Said:
         election = self._election
         self._durable = replace(self._durable, term=election.term, voted_for=election.voted_for)
-        return super()._heartbeat(now, **rest)
+        return super()._make_said(now, **rest)
 
 
 class LiftsOnDemand(NodeWatch):
     """R6 without asking whether the node shut its gates."""
 
     def _lift_wanted(self, node: str, now: int) -> None:
-        number = self._numbers[node]
-        if self._election.role.name == "LEADER" and self._table.barred(number):
-            self._table.lift(number)
+        if self._leads() and self._barring.table.barred(self._numbers[node]):
+            self._barring.table.lift(self._numbers[node])
+            self._note_bar("")

@@ -221,8 +221,7 @@ class SimNode:
 
     def open_gate(self) -> None:
         timing = self.sim.config.timing
-        lifetime = timing.gate_lifetime_s * 1000 + self.sim.random.choice((0, timing.gate_slack_ms))
-        self.gate_shut_at = self.true_time(self.offset + self.rate * self.sim.now + lifetime)
+        self.gate_shut_at = self.true_time(self.offset + self.rate * self.sim.now + timing.gate_ms)
         self.sim.gate_opened(self)
 
     # --- the stand-in for hactld ----------------------------------------------------------------------------------
@@ -240,7 +239,7 @@ class SimNode:
         elif self.sim.owner == self.number and not self.gate_given:
             self.gate_given = True
             self.feed(ev.GateGiven(now_ms=self.clock(), volume=VOLUME))
-        elif self.sim.owner != self.number and self.gate_given and self.sim.random.random() < 0.02:
+        elif self.sim.owner != self.number and self.gate_given and self.sim.random.random() < self.sim.daemon_notices:
             # On a real node the disk itself says so, but late: only the lease may protect the readers.
             self.take_gate_back()
         if view.role == "leader":
@@ -280,6 +279,8 @@ class Simulation:
         self.now = 0.0
         self.network = Network()
         self.owner = 1
+        self.daemon_notices = 0.02
+        """How probably, ten times a second, an old owner's hactld sees that the disk is not its own any more."""
         self.takeovers = 0
         self.packets = 0
         self.transcript: list[str] = []
@@ -336,6 +337,7 @@ class Simulation:
         for other in self.nodes.values():
             if other is not node and other.gate_open():
                 self.fail(f"{node.config.name} opens its gate while that of {other.config.name} is open")
+            self.check_safety(other, node)
 
     def check(self, node: SimNode) -> None:
         watch = node.watch
@@ -350,11 +352,19 @@ class Simulation:
         if self._leaders.setdefault(election.term, node.number) != node.number:
             self.fail(f"{node.config.name} and n{self._leaders[election.term]} both lead term {election.term}")
         for other in self.nodes.values():
-            safe_at = watch._table.safe_at_ms(other.number) if watch._table.term == election.term else None
-            # A leader that does not know yet that it was deposed may be wrong: it must find out before it can serve.
-            newest = election.term == max(self._leaders)
-            if newest and safe_at is not None and node.clock() >= safe_at and other.gate_open():
-                self.fail(f"{node.config.name} says that {other.config.name} is safe, but its gate is open")
+            self.check_safety(node, other)
+
+    def check_safety(self, leader: SimNode, node: SimNode) -> None:
+        """When the leader says that a node's lease will have ended by then, its kernel must have shut its gate by then.
+
+        A leader that was deposed and does not know it yet may be wrong: it finds out before it can serve."""
+        watch = leader.watch
+        if watch is None or watch._barring.table.term != max(self._leaders, default=0) or node.gate_shut_at is None:
+            return
+        safe_at = watch._barring.table.safe_at_ms(node.number) if watch._election.role.name == "LEADER" else None
+        if safe_at is not None and node.gate_shut_at > leader.true_time(safe_at):
+            late = node.gate_shut_at - leader.true_time(safe_at)
+            self.fail(f"{leader.config.name} says {node.config.name} is safe {late:.1f} ms before its gate shuts")
 
     def fail(self, what: str) -> None:
         raise Violation("\n".join([what, *self.transcript[-60:]]))

@@ -1,0 +1,195 @@
+"""This node's part in barring others: what it orders as leader, what it obeys, and what it knows of a bar against
+itself.
+
+`bars.py` has the rules and the books; here they meet what is observed: silence, heartbeats, the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from nodewatch.bars import BarTable, Promises
+from nodewatch.detector import Detector
+from nodewatch.heartbeat import EntryFlag, Order, OrderKind, Role, pulse_at
+from nodewatch.peers import Peer
+from nodewatch.stable import Stable
+
+UNHEARD_PATIENCE_MS = 10_000
+"""A leader bars a node that it never heard only after so long a life of its own: at a cold start nodes come one by
+one."""
+
+
+class Barring:
+    __slots__ = (
+        "_detector",
+        "_guard_ms",
+        "_me",
+        "_names",
+        "_needed",
+        "_note",
+        "_peers",
+        "_start_ms",
+        "barred_mark",
+        "heard_leader",
+        "promises",
+        "table",
+    )
+
+    def __init__(
+        self,
+        *,
+        me: int,
+        peers: Mapping[int, Peer],
+        detector: Detector,
+        needed: int,
+        guard_ms: int,
+        restored: Stable,
+        now_ms: int,
+        note: Callable[[str], None],
+    ) -> None:
+        """`note` is called with one line for the log whenever something changed that peers or hactld wait for; the
+        node's number stands in it as {number}."""
+        self._me = me
+        self._peers = peers
+        self._detector = detector
+        self._needed = needed
+        self._guard_ms = guard_ms
+        self._start_ms = now_ms
+        self._names = names
+        self._note = note
+        self.promises = Promises(restored.promises, now_ms)
+        self.table = BarTable(0, needed)
+        self.barred_mark = 0
+        """The newest bar against this node that it knows of; 0 = none. Its gates are latched for it."""
+        self.heard_leader = False
+        """Since its start this process heard what a leader orders."""
+
+    def promised_mark(self, number: int, durable: Stable) -> int:
+        """The mark of a promise that may be told: it is on the disk. 0 = none."""
+        promise = self.promises.held.get(number)
+        if promise is None or (number, promise.first, promise.mark) not in durable.promises:
+            return 0
+        return promise.mark
+
+    # --- leading --------------------------------------------------------------------------------------------------
+
+    def lead(self, now: int, term: int, durable: Stable) -> None:
+        """The leader's standing duties, from what is known now: inherit, bar who is silent, withdraw, count."""
+        if self.table.term != term:
+            self.table = BarTable(term, self._needed)
+        self.heard_leader = True
+        self._inherit()
+        self._bar_silent(now)
+        for order in self.table.orders():
+            self._carry_out(order)
+        for number, promise in self.promises.held.items():
+            if self.promised_mark(number, durable):
+                end_ms = now if promise.free else promise.ref_ms + self._guard_ms
+                self._count(number, self._me, promise.mark, end_ms)
+
+    def count_promises(self, peer: Peer, pulses: bytes, now: int) -> None:
+        """The leader reads what a peer promised in a heartbeat received at `now`."""
+        assert peer.said is not None
+        for place, entry in enumerate(peer.said.entries):
+            if entry.flags & EntryFlag.PROMISE:
+                free = entry.flags & EntryFlag.FREE
+                end_ms = now if free else now + self._guard_ms - pulse_at(pulses, place).age_ms
+                self._count(entry.number, peer.config.number, entry.mark, end_ms)
+
+    def bar(self, number: int) -> None:
+        """hactld asks for it; this node leads."""
+        self.table.bar(number, forced=True, inherited=False, why="hactld asked for it")
+        self._say(number, "barred cause=asked by hactld")
+
+    def lift(self, number: int, *, i_gave_up: bool) -> bool:
+        """R6: only after the node said, of this very bar, that it knows it and has shut its gates. False if it may not
+        be."""
+        standing = self.table.barred(number)
+        if standing is None:
+            return False
+        if number == self._me:
+            knows, shut = self.barred_mark, i_gave_up
+        else:
+            peer = self._peers[number]
+            heard = peer.said is not None and self._detector.alive(number)
+            knows, shut = (peer.said.barred_mark if peer.said is not None and heard else 0), peer.gave_up
+        if knows < standing.order.mark or not shut:
+            return False
+        self.table.lift(number)
+        self._say(number, "bar lifted")
+        return True
+
+    def _inherit(self) -> None:
+        """A promise or a bar that nobody lifted, and that I did not order: an earlier leader may have acted on it."""
+        for number, promise in list(self.promises.held.items()):
+            self._inherit_one(number, promise.mark)
+        for peer in self._peers.values():
+            if peer.said is None or peer.mismatch:
+                continue
+            if peer.said.barred_mark:
+                self._inherit_one(peer.config.number, peer.said.barred_mark)
+            for entry in peer.said.entries:
+                if entry.flags & EntryFlag.PROMISE:
+                    self._inherit_one(entry.number, entry.mark)
+        if self.barred_mark:
+            self._inherit_one(self._me, self.barred_mark)
+
+    def _inherit_one(self, number: int, mark: int) -> None:
+        if number != self._me and number not in self._peers:
+            return
+        if self.table.inherit(number, mark, self.promises.lifted.get(number, 0)):
+            self.table.bar(number, forced=True, inherited=True, why="barred under an earlier leader")
+            self._say(number, "barred cause=inherited")
+
+    def _bar_silent(self, now: int) -> None:
+        patient = now - self._start_ms < UNHEARD_PATIENCE_MS
+        for number in self._peers:
+            standing = self.table.barred(number)
+            state = self._detector.state(number)
+            if state == "alive":
+                if standing is not None and self.table.withdraw(number):
+                    self._say(number, "bar withdrawn cause=heard again, never confirmed")
+            elif standing is None and not (state == "unheard" and patient):
+                cause = "goodbye" if self._detector.gone(number) else state
+                self.table.bar(number, forced=False, inherited=False, why=cause)
+                self._say(number, f"barred cause={cause}")
+
+    def _count(self, number: int, by: int, mark: int, end_ms: int) -> None:
+        if number != by and self.table.promised(number, by, mark, end_ms):
+            names = ",".join(self._names[promiser] for promiser in self.table.promisers(number))
+            self._say(number, f"bar confirmed by={names}")
+
+    # --- following ------------------------------------------------------------------------------------------------
+
+    def follow(self, leader: int, term: int) -> None:
+        """Carry out what the present leader orders, as far as it concerns me now."""
+        peer = self._peers.get(leader)
+        if peer is None or peer.said is None or peer.said.role != Role.LEADER or peer.said.term != term:
+            return
+        self.heard_leader = True
+        for order in peer.said.orders:
+            self._carry_out(order)
+
+    def _carry_out(self, order: Order) -> None:
+        peer = self._peers.get(order.number)
+        if order.number == self._me:
+            self._suffer(order)
+        elif peer is not None:
+            overdue = not self._detector.alive(order.number)
+            if self.promises.obey(order, overdue=overdue, ref_ms=peer.ref_ms, free=peer.gave_up):
+                self._note("")
+
+    def _suffer(self, order: Order) -> None:
+        """An order about this very node."""
+        if order.kind == OrderKind.BAR and order.forced and order.mark > self.barred_mark:
+            if not self.barred_mark:
+                self._note("this node is barred: its gates stay shut until the leader lifts that")
+            self.barred_mark = order.mark
+        elif order.kind == OrderKind.LIFT:
+            self.promises.learn_lift(self._me, order.mark)
+            if 0 < self.barred_mark <= order.mark:
+                self.barred_mark = 0
+                self._note("this node is barred no more")
+
+    def _say(self, number: int, what: str) -> None:
+        self._note(f"node={self._names[number]} {what} term={self.table.term}")

@@ -1,0 +1,158 @@
+"""The view: what hactld and people are shown of what the parts know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nodewatch.admission import Admission
+from nodewatch.barring import Barring
+from nodewatch.config import NodeConfig
+from nodewatch.detector import Detector
+from nodewatch.election import Election
+from nodewatch.gates import Gates
+from nodewatch.heartbeat import Daemon, EntryFlag, Role
+from nodewatch.peers import Peer
+from nodewatch.view import DaemonState, NodeView, RoleName, View
+
+DAEMON_NAMES: dict[int, DaemonState] = {
+    Daemon.OK: "ok",
+    Daemon.HUNG: "hung",
+    Daemon.GONE: "gone",
+    Daemon.ABSENT: "absent",
+}
+ROLE_NAMES: dict[int, RoleName] = {
+    Role.FOLLOWER: "follower",
+    Role.ASPIRANT: "candidate",
+    Role.CANDIDATE: "candidate",
+    Role.LEADER: "leader",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """The parts of a NodeWatch that live as long as it does."""
+
+    me: NodeConfig
+    nodes: tuple[NodeConfig, ...]
+    generation: int
+    start_ms: int
+    overdue_ms: int
+    peers: dict[int, Peer]
+    admission: Admission
+    detector: Detector
+    barring: Barring
+    gates: Gates
+
+    def name(self, number: int) -> str | None:
+        return next((node.name for node in self.nodes if node.number == number), None)
+
+
+def show(
+    scene: Scene,
+    now_ms: int,
+    *,
+    election: Election,
+    quorum: bool,
+    lease_left_ms: int,
+    yielded: bool,
+    gave_up: bool,
+    daemon: Daemon,
+) -> View:
+    """The picture at `now_ms`."""
+    ordered = sorted(scene.nodes, key=lambda node: node.number)
+    leads = election.role == Role.LEADER
+    nodes = {
+        node.name: _me(scene, now_ms, leads=leads, gave_up=gave_up, daemon=daemon)
+        if node.number == scene.me.number
+        else _peer(scene, scene.peers[node.number], now_ms, leads=leads)
+        for node in ordered
+    }
+    return View(
+        me=scene.me.name,
+        generation=scene.generation,
+        at_ms=now_ms,
+        term=election.term,
+        role=ROLE_NAMES[election.role],
+        leader=scene.name(election.leader),
+        quorum=quorum,
+        lease_left_ms=lease_left_ms,
+        barred=bool(scene.barring.barred_mark),
+        yielded=yielded,
+        config_mismatch=tuple(peer.config.name for peer in scene.peers.values() if peer.mismatch),
+        conflict=tuple(scene.admission.conflicts.values()),
+        nodes=nodes,
+        gates=scene.gates.states(now_ms),
+        drops=dict(scene.admission.drops),
+    )
+
+
+def _bar(scene: Scene, number: int, now_ms: int, *, leads: bool) -> tuple[bool, int | None]:
+    """(barred, safe_in_ms): only the leader knows of the majority."""
+    if not leads:
+        return number in scene.barring.promises.held, None
+    table = scene.barring.table
+    safe_at_ms = table.safe_at_ms(number)
+    return table.barred(number) is not None, None if safe_at_ms is None else max(0, safe_at_ms - now_ms)
+
+
+def _me(scene: Scene, now_ms: int, *, leads: bool, gave_up: bool, daemon: Daemon) -> NodeView:
+    barred, safe_in_ms = _bar(scene, scene.me.number, now_ms, leads=leads)
+    return NodeView(
+        state="alive",
+        generation=scene.generation,
+        heard_ms_ago=0,
+        daemon=DAEMON_NAMES[daemon],
+        barred=barred or bool(scene.barring.barred_mark),
+        confirmed=safe_in_ms is not None,
+        safe_in_ms=safe_in_ms,
+        gave_up=gave_up,
+        why="this node",
+        rtt_ms=None,
+    )
+
+
+def _peer(scene: Scene, peer: Peer, now_ms: int, *, leads: bool) -> NodeView:
+    number = peer.config.number
+    session = scene.admission.session(number)
+    barred, safe_in_ms = _bar(scene, number, now_ms, leads=leads)
+    return NodeView(
+        state=scene.detector.state(number),
+        generation=session.generation if session is not None else 0,
+        heard_ms_ago=scene.detector.silent_ms(number, now_ms),
+        daemon=DAEMON_NAMES[peer.said.daemon] if peer.said is not None else "absent",
+        barred=barred,
+        confirmed=safe_in_ms is not None,
+        safe_in_ms=safe_in_ms,
+        gave_up=peer.gave_up,
+        why="; ".join(_reasons(scene, peer, now_ms, leads=leads)),
+        rtt_ms=None if peer.rtt_ms is None else float(peer.rtt_ms),
+    )
+
+
+def _reasons(scene: Scene, peer: Peer, now_ms: int, *, leads: bool) -> list[str]:
+    number = peer.config.number
+    detector = scene.detector
+    reasons = [_liveness(scene, number, now_ms)]
+    if peer.mismatch:
+        reasons.append("its configuration differs from ours")
+    if peer.said is not None and detector.alive(number):
+        deaf = [scene.name(entry.number) for entry in peer.said.entries if entry.flags & EntryFlag.OVERDUE]
+        if deaf:
+            reasons.append(f"does not hear {', '.join(name for name in deaf if name)}")
+    standing = scene.barring.table.barred(number) if leads else None
+    if standing is not None:
+        names = [scene.name(promiser) or "?" for promiser in scene.barring.table.promisers(number)]
+        reasons.append(f"barred ({standing.why}), promised by {', '.join(names) or 'nobody yet'}")
+    return reasons
+
+
+def _liveness(scene: Scene, number: int, now_ms: int) -> str:
+    silence_ms = scene.detector.silent_ms(number, now_ms)
+    if scene.detector.gone(number):
+        return "said goodbye"
+    if silence_ms is None:
+        hint = ", but its packets arrive: it does not hear us" if scene.admission.unproven(number) else ""
+        return f"not heard since this process began {now_ms - scene.start_ms} ms ago{hint}"
+    if not scene.detector.alive(number):
+        return f"silent for {silence_ms} ms, limit {scene.overdue_ms} ms"
+    return f"heard {silence_ms} ms ago"
