@@ -1,1 +1,3 @@
-"""hactl."""
+"""hactl: the daemon, the recovery controller and the command line."""
+
+__version__ = "0.1.0"

@@ -149,8 +149,9 @@ class Volume:
     """What the machine knows of one volume. Start with `standby(name)` or `adopting(name, order)`.
 
     `regrace_ms`: the address may be shut for so long before clients must reclaim (a quarter of their NFS lease: they
-    renew after two thirds of it). `asked_ms`: when the running step began; `doubt_ms`: since when the disk has not
-    said that the handle is good, though asked. `stale`: the lease was lost since the running step began, so a verification may have looked too early.
+    renew after two thirds of it). `asked_ms`: when the running step began. `doubt_ms`: since when the disk has not
+    said that the handle is good, though asked. `stale`: the lease was lost since the running step began, so a
+    verification may have looked too early. `shut`: the address is surely away (while leaving).
     """
 
     name: str
@@ -219,7 +220,9 @@ class Volume:
         )
 
     def _run(self, phase: Phase, step: Step, *, forced: bool = False) -> tuple[Volume, tuple[Run, ...]]:
-        return replace(self, phase=phase, running=step, stale=False, asked_ms=self.now_ms), (Run(step=step, forced=forced),)
+        return replace(self, phase=phase, running=step, stale=False, asked_ms=self.now_ms), (
+            Run(step=step, forced=forced),
+        )
 
     def _watch_the_disk(self) -> tuple[Volume, tuple[Run, ...]]:
         """Time passed: has a check of the handle gone unanswered for too long?"""
@@ -300,7 +303,9 @@ class Volume:
         if self.phase is Phase.LEAVING:
             return self._left(event.step)
         if self.phase in CHECKED_PHASES and self.doubt_ms is not None:
-            return replace(self, doubt_ms=None, failure="", failed=ORDER_NONE)._done(event)  # the disk answered: the handle is good
+            return replace(self, doubt_ms=None, failure="", failed=ORDER_NONE)._done(
+                event
+            )  # the disk answered: the handle is good
         if not self.mine:
             return self._proceed()
         match self.phase, event.step:

@@ -86,7 +86,8 @@ class Members:
         if node.heard_ms_ago is None:
             return
         heard = now_unix_ms - age_ms - node.heard_ms_ago
-        if alive or name not in self._heard_unix_ms:
+        if alive:
             self._heard_unix_ms[name] = heard
-        if not alive and name not in self._overdue_unix_ms:
-            self._overdue_unix_ms[name] = max(now_unix_ms - age_ms, self._heard_unix_ms[name] + self.overdue_ms)
+        elif name not in self._overdue_unix_ms:
+            self._heard_unix_ms[name] = heard
+            self._overdue_unix_ms[name] = min(heard + self.overdue_ms, now_unix_ms - age_ms)

@@ -23,9 +23,9 @@ class Clock:
     def now_ms(self) -> int:
         return int(self.monotonic_s() * 1000)
 
-    def to_unix_ms(self, monotonic_s: float) -> float:
-        """The wall-clock time of a monotonic one, by the offset of this moment."""
-        return self.unix_ms() - (self.monotonic_s() - monotonic_s) * 1000
+    def unix_offset_ms(self) -> float:
+        """What to add to monotonic milliseconds for wall-clock ones: read once for all times of one story."""
+        return self.unix_ms() - self.monotonic_s() * 1000
 
 
 @dataclass(slots=True)
@@ -183,7 +183,7 @@ def _name_of(event: Event) -> str:
 
 
 def _takeover(runtime: VolumeRuntime, story: Story, key: int, epoch: int, verdict: str, cause: str) -> Takeover:
-    word, clock = story.word, runtime.clock
+    word, offset_ms = story.word, runtime.clock.unix_offset_ms()
     steps = list(_leader_steps(word))
     told = Span(name="told", start_s=story.began_s, end_s=story.began_s)
     for span in sorted([told, *runtime.interpreter.timeline.spans], key=lambda span: span.start_s):
@@ -191,8 +191,8 @@ def _takeover(runtime: VolumeRuntime, story: Story, key: int, epoch: int, verdic
             TimedStep(
                 name=span.name,
                 node=runtime.node,
-                start_unix_ms=round(clock.to_unix_ms(span.start_s), 1),
-                end_unix_ms=round(clock.to_unix_ms(span.end_s), 1),
+                start_unix_ms=round(offset_ms + span.start_s * 1000, 1),
+                end_unix_ms=round(offset_ms + span.end_s * 1000, 1),
                 detail=span.detail,
             )
         )

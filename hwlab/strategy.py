@@ -160,7 +160,16 @@ def start_daemons(nodes: list[Host], say: Progress) -> None:
         host.command.run(["sh", "-c", script], timeout_s=60)
 
     in_parallel(on, nodes)
-    wait_until(lambda: bool(status(nodes).get("leader")), CLUSTER_TIMEOUT_S, "the cluster to elect a leader")
+    try:
+        wait_until(lambda: bool(status(nodes).get("leader")), CLUSTER_TIMEOUT_S, "the cluster to elect a leader")
+    except LabError as error:
+        raise LabError(f"{error}\n{_last_words(nodes)}") from error
+
+
+def _last_words(nodes: list[Host]) -> str:
+    """The end of the daemons' journals, for the message of an error."""
+    argv = ["journalctl", "--no-pager", "--lines=6", "--unit", NODEWATCH, "--unit", DAEMON]
+    return "\n".join(host.command.run(argv, check=False).text for host in nodes)
 
 
 def add_volume(lab: Lab, volume: VolumeSpec, nodes: list[Host], say: Progress) -> None:

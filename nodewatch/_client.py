@@ -50,6 +50,7 @@ class NodeWatchClient:
         self._message_callbacks: list[Callable[[str, dict[str, Any]], None]] = []
         self._lost_callbacks: list[Callable[[], None]] = []
         self._first_view: asyncio.Future[None] | None = None
+        self._buffer = bytearray(_MAX_PACKET)
 
     @property
     def connected(self) -> bool:
@@ -182,11 +183,11 @@ class NodeWatchClient:
         if self._socket is None:
             return
         try:
-            packet = self._socket.recv(_MAX_PACKET)
+            packet = self._buffer[: self._socket.recv_into(self._buffer)]
         except BlockingIOError:
             return
         except OSError:
-            packet = b""
+            packet = bytearray()
         if not packet:
             self._lost()
             return

@@ -6,6 +6,7 @@ Node watch knows nothing of what they say. It reads the kernel's answer (NLMSG_E
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import struct
@@ -25,11 +26,17 @@ class BadGate(Exception):
 class Gate:
     def __init__(self, fd: int, renew: bytes, close: bytes) -> None:
         """Takes the descriptor over."""
-        self._socket = socket.socket(fileno=fd)
         for message in (renew, close):
             if len(message) < _NLMSGHDR.size or _NLMSGHDR.unpack_from(message)[0] != len(message):
-                self._socket.close()
+                os.close(fd)
                 raise BadGate(f"not one whole netlink message: {message[:32].hex()}")
+        try:
+            self._socket = socket.socket(fileno=fd)
+        except OSError as error:
+            os.close(fd)
+            raise BadGate(f"the descriptor is no socket: {error.strerror}") from error
+        self.last_error = 0
+        """What the last renewal or closing answered: only a change is worth a line in the log."""
         self._renew = renew
         self._close = close
 

@@ -6,6 +6,7 @@ user that node watch runs as, may connect.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import json
 import os
@@ -18,7 +19,13 @@ _MAX_PACKET = 262_144
 _MAX_CONNECTIONS = 8
 _MAX_QUEUE = 512
 _UCRED = struct.Struct("3i")
+_MAX_FDS = 4
+_FD_SPACE = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 _VIEW_START = b'{"t":"view"'
+_BEAT = b'{"t":"beat"}'
+
+# One buffer for all: a fresh one of this size for every packet would cost more than everything else about a beat.
+_buffer = bytearray(_MAX_PACKET)
 
 
 class Connection:
@@ -62,11 +69,15 @@ class Connection:
 
         Raises ValueError for what is not a JSON object; its descriptors are closed."""
         try:
-            packet, fds, flags, _ = socket.recv_fds(self._socket, _MAX_PACKET, 4, socket.MSG_DONTWAIT)
+            size, rights, flags, _ = self._socket.recvmsg_into([_buffer], _FD_SPACE, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return {}, []
         except OSError:
             return None
+        packet = bytes(_buffer[:size])
+        fds = _descriptors(rights) if rights else []
+        if packet == _BEAT and not fds:
+            return {"t": "beat"}, fds
         try:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise ValueError("message too long, or too many descriptors")
@@ -89,6 +100,14 @@ class Connection:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _descriptors(rights: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in rights:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
 
 
 class Listener:

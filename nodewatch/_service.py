@@ -151,13 +151,14 @@ class Service:
         self._end()
 
     def _turn(self) -> None:
-        """Wait for whatever comes first. A due tick comes before what is ready, so that a flood cannot starve it; a core
-        that was not called for long knows that packets may be waiting."""
+        """Wait for whatever comes first. A due tick comes before what is ready, so that a flood cannot starve it; a
+        core that was not called for long knows that packets may be waiting."""
         now = clock_ms()
         wait_ms = self._watch.deadline_ms() - now
         if wait_ms <= 0:
             self._feed(ev.Tick(now_ms=now))
-        for key, mask in self._selector.select(max(0, wait_ms) / 1000):
+            return
+        for key, mask in self._selector.select(wait_ms / 1000):
             handler: Callable[..., None] = key.data
             if isinstance(key.fileobj, Connection):
                 handler(key.fileobj, mask)
@@ -327,18 +328,25 @@ class Service:
 
     def _renewed(self, volume: str, gate: Gate) -> bool:
         error = gate.renew()
-        if error:
-            log(f"volume={volume} gate not renewed: {os.strerror(error)}", serious=True)
+        if error != gate.last_error:
+            gate.last_error = error
+            log(
+                f"volume={volume} gate " + (f"not renewed: {os.strerror(error)}" if error else "renewed again"),
+                bool(error),
+            )
         return error == 0
 
     def _close_gates(self, volumes: tuple[str, ...]) -> dict[str, bool]:
         results = {}
         for volume in volumes:
             gate = self._gates.get(volume)
-            error = gate.close() if gate is not None else 0
+            error = 0 if gate is None else gate.close()
             results[volume] = error == 0
-            verdict = f"not closed: {os.strerror(error)}" if error else "closed"
-            log(f"volume={volume} gate {verdict}", serious=bool(error))
+            if gate is not None and (not error or error != gate.last_error):
+                log(
+                    f"volume={volume} gate " + (f"not closed: {os.strerror(error)}" if error else "closed"), bool(error)
+                )
+                gate.last_error = error
         return results
 
     def _deliver(self, effect: ev.Deliver) -> None:

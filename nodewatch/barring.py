@@ -45,10 +45,11 @@ class Barring:
         guard_ms: int,
         restored: Stable,
         now_ms: int,
+        names: Mapping[int, str],
         note: Callable[[str], None],
     ) -> None:
-        """`note` is called with one line for the log whenever something changed that peers or hactld wait for; the
-        node's number stands in it as {number}."""
+        """`note` is called whenever something changed that peers or hactld wait for, with a line for the log or
+        none."""
         self._me = me
         self._peers = peers
         self._detector = detector

@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cryptography.hazmat.primitives import hashes
-
 from nodewatch.lease import Timing
 
 NUMBER_MAX = 4095
@@ -84,6 +82,9 @@ class ClusterConfig:
 
     def digest(self) -> bytes:
         """8 bytes over everything that must be equal on all nodes: cluster, nodes, timing, port."""
+        # Imported here: hactld reads this file too and does not need the library for anything.
+        from cryptography.hazmat.primitives import hashes
+
         nodes = sorted((node.number, node.name, node.address) for node in self.nodes)
         timing = [(entry.name, getattr(self.timing, entry.name)) for entry in fields(Timing)]
         summary = hashes.Hash(hashes.SHA256())

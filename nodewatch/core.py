@@ -53,6 +53,8 @@ from nodewatch.view import GateState, View
 from nodewatch.wire import MALFORMED, Cipher
 
 PUBLISH_MS = 1000
+STALL_WORTH_SAYING_MS = 100
+_FAR_MS = 1 << 60
 UNDELIVERED = "message to a peer's hactld not delivered"
 
 
@@ -119,6 +121,7 @@ class NodeWatch:
         self._yielded = False
         self._stopping = False
         self._serving = False
+        self._patience_ends_ms = now_ms + UNHEARD_PATIENCE_MS
         self._shown_gates: dict[str, GateState] = {}
         self._said: tuple[bool, bytes] | None = None
         """The half of my heartbeats that seldom changes, and whether it says that I gave up. None = make it anew."""
@@ -139,6 +142,7 @@ class NodeWatch:
         stall_ms = self._detector.running(now)
         if stall_ms:
             self._daemon.excuse(stall_ms)
+        if stall_ms >= STALL_WORTH_SAYING_MS:
             self._log(f"this process did not run for {stall_ms} ms more than it should have")
         match event:
             case ev.Datagram():
@@ -360,8 +364,10 @@ class NodeWatch:
             self._dirty = self._changed = self._urgent = True
             silence_ms = self._detector.silent_ms(number, now)
             self._log(f"node={self._peers[number].config.name} alive->overdue cause=silence of {silence_ms} ms")
-        if not self._election.leader or now - self._start_ms < 2 * UNHEARD_PATIENCE_MS:
+        if not self._election.leader or self._patience_ends_ms <= now:
             self._dirty = True
+            if self._patience_ends_ms <= now:
+                self._patience_ends_ms = _FAR_MS
 
     def _settle_daemon(self, now: int) -> None:
         state = self._daemon.state(now)
@@ -485,9 +491,6 @@ class NodeWatch:
         if late:
             self._log(f"gates {', '.join(late)} renewed too late: closing them", serious=True)
             self._out.append(ev.CloseGates(volumes=late))
-        failed = sorted(volume for volume, done in event.results.items() if not done)
-        if failed:
-            self._log(f"gates {', '.join(failed)} could not be renewed", serious=True)
 
     # --- speaking -------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from nodewatch.lease import Timing
 from nodewatch.view import GateState
 
+_CLOSE_AGAIN_MS = 100
+
 
 class _Gate:
     __slots__ = ("closed", "kernel_until_ms", "latched", "renewed_ms", "tried_ms")
@@ -26,12 +28,13 @@ class _Gate:
 
 
 class Gates:
-    __slots__ = ("_forgotten_until_ms", "_gates", "_timing")
+    __slots__ = ("_batch_ms", "_forgotten_until_ms", "_gates", "_timing")
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
         self._gates: dict[str, _Gate] = {}
         self._forgotten_until_ms = 0
+        self._batch_ms = 0
 
     def register(self, volume: str, *, now_ms: int, latched: bool) -> None:
         """hactld may have opened it itself, or a node watch before us: it may be open for one lifetime."""
@@ -44,40 +47,45 @@ class Gates:
             self._forgotten_until_ms = max(self._forgotten_until_ms, gate.kernel_until_ms)
 
     def due(self, now_ms: int) -> tuple[str, ...]:
-        """Gates that want renewal now; at most every three quarters of a heartbeat."""
+        """All gates that may be renewed, if it is time: every three quarters of a heartbeat, or when there is a new
+        one.
+
+        All or none: Linux looks for expired addresses 1 s after the newest renewal of *any* of them, so one that was
+        renewed alone would keep the others open longer than their lifetime."""
+        wanted = tuple(volume for volume, gate in self._gates.items() if not gate.latched)
         pause = self._timing.heartbeat_ms * 3 // 4
-        return tuple(
-            volume
-            for volume, gate in self._gates.items()
-            if not gate.latched and (gate.tried_ms is None or now_ms - gate.tried_ms >= pause)
-        )
+        new = any(self._gates[volume].tried_ms is None for volume in wanted)
+        return wanted if new or now_ms - self._batch_ms >= pause else ()
 
     def renewed(self, results: Mapping[str, bool], now_ms: int, lease_end_ms: int) -> tuple[str, ...]:
         """`now_ms` was read after the kernel answered. Gives the gates that were renewed too late and must be
         closed."""
+        self._batch_ms = now_ms
         late = []
         for volume, done in results.items():
             gate = self._gates.get(volume)
             if gate is None:
                 continue
             gate.tried_ms = now_ms
-            if not done:
-                continue
-            gate.renewed_ms = now_ms
-            gate.kernel_until_ms = now_ms + self._timing.gate_ms
-            gate.closed = False
-            if gate.kernel_until_ms > lease_end_ms:
-                late.append(volume)
+            if done:
+                gate.renewed_ms = now_ms
+                gate.closed = False
+                if now_ms + self._timing.gate_ms > lease_end_ms:
+                    late.append(volume)
+        if any(results.values()):
+            for gate in self._gates.values():
+                gate.kernel_until_ms = now_ms + self._timing.gate_ms
         return tuple(late)
 
     def closing(self, now_ms: int) -> tuple[str, ...]:
-        """Gates that may be open and so must be closed now, each asked at most every heartbeat."""
-        found = []
-        for volume, gate in self._gates.items():
-            wait = gate.tried_ms is not None and gate.renewed_ms is None and now_ms - gate.tried_ms < 100
-            if not self._shut(gate, now_ms) and not wait:
-                found.append(volume)
-        return tuple(found)
+        """Gates to be closed now: all that we did not surely close, though the kernel should have. One that could not
+        be closed is tried again after a while."""
+        return tuple(
+            volume
+            for volume, gate in self._gates.items()
+            if not gate.closed
+            and (gate.renewed_ms is not None or gate.tried_ms is None or now_ms - gate.tried_ms >= _CLOSE_AGAIN_MS)
+        )
 
     def closed(self, results: Mapping[str, bool], now_ms: int) -> None:
         for volume, done in results.items():

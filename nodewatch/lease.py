@@ -46,9 +46,14 @@ Fresh silence. B's process may have acknowledged A until the very moment it was 
 Rounding. Clocks are read in whole milliseconds, rounded down. That can make an age 1 ms too large, v 1 ms too
   small, the clock of R4 1 ms too early: ROUNDING_MS = 4 covers them.
 
-Outside the proof: a process that is stopped between reading the clock and telling the kernel (R4) may renew
-  late when it runs again. That window is some ten microseconds per renewal, and the clock is read again right
-  after it. The disk's own fence does not depend on any of this.
+Outside the proof.
+  A process that is stopped between reading the clock and telling the kernel (R4) may renew late when it runs again.
+  That window is some ten microseconds per renewal, and the clock is read again right after it.
+  Linux (6.1, net/ipv4/devinet.c, check_lifetime) looks for expired addresses at least 1 s after the newest change of
+  any address with a lifetime, in any namespace. Ours are renewed together for that reason; a DHCP client that happens
+  to renew its own in the one second after our last renewal can keep the gate open up to 0.95 s longer, if node watch is
+  frozen too (else it closes the gate itself when the lease ends).
+  The disk's own fence depends on none of this.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -70,22 +71,10 @@ def _checked(device: str, run: Callable[[ReservationPort], list[CheckResult]]) -
 @click.option("--format", "formatting", is_flag=True, help="Write partition table, label and file system.")
 @click.option("--force", is_flag=True, help="Also on a disk that is not empty: ALL ON IT IS LOST.")
 @config_option
-def volume_add(
-    name: str,
-    device: str,
-    address: str,
-    clients: tuple[str, ...],
-    fstype: str,
-    nodes: tuple[str, ...],
-    lease_s: int,
-    grace_s: int,
-    formatting: bool,
-    force: bool,
-    config: Path,
-) -> None:
+def volume_add(name: str, device: str, formatting: bool, force: bool, config: Path, **wanted: Any) -> None:
     """Make a disk the volume NAME, and serve it."""
     cluster = _config(config)
-    new = _new_volume(name, address, clients, fstype, nodes, lease_s, grace_s, cluster)
+    new = _new_volume(name, cluster, **wanted)
     if not formatting:
         fail("a volume is made on an empty disk: repeat with --format (it writes a new file system)", Exit.USAGE)
     known = [each["name"] for each in ask("status")["volumes"]]
@@ -121,14 +110,7 @@ def _config(path: Path) -> Config:
 
 
 def _new_volume(
-    name: str,
-    address: str,
-    clients: tuple[str, ...],
-    fstype: str,
-    nodes: tuple[str, ...],
-    lease_s: int,
-    grace_s: int,
-    cluster: Config,
+    name: str, cluster: Config, *, address: str, clients: tuple[str, ...], nodes: tuple[str, ...], **rest: Any
 ) -> NewVolume:
     """What the label is to say. Ends the process with a clear line for wrong input."""
     if not NAME.fullmatch(name):
@@ -145,11 +127,9 @@ def _new_volume(
     return NewVolume(
         name=name,
         cluster_name=cluster.cluster.name,
-        fstype=fstype,
         address=address,
         clients=networks,
         nodes=nodes,
-        lease_s=lease_s,
-        grace_s=grace_s,
         wanted="started",
+        **rest,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from hactl import __version__
 from hactl.cli.clustercmd import events, fence, history, keys, status, timing, unfence, watch
 from hactl.cli.diskcmd import check, volume_add
 from hactl.cli.initcmd import init
@@ -12,7 +13,7 @@ from hactl.cli.volumecmd import volume
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="hactl", message="hactl %(version)s")
+@click.version_option(__version__, message="hactl %(version)s")
 def main() -> None:
     """High availability for storage that several hosts share.
 

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,3 +165,41 @@ def test_timing_is_printed_from_the_configuration_alone(tmp_path: Path) -> None:
     result = run("timing", "--config", str(config))
     assert result.exit_code == 2
     assert "300" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["V1", "--address", "192.0.2.50/24", "--clients", "192.0.2.0/24"], "lower-case"),
+        (["v1", "--address", "192.0.2.50", "--clients", "192.0.2.0/24"], "prefix length"),
+        (["v1", "--address", "192.0.2.500/24", "--clients", "192.0.2.0/24"], "192.0.2.500"),
+        (["v1", "--address", "192.0.2.50/24", "--clients", "192.0.2.1/24"], "host bits"),
+        (["v1", "--address", "192.0.2.50/24", "--clients", "192.0.2.0/24", "--node", "n9"], "no node 'n9'"),
+        (["v1", "--address", "192.0.2.50/24", "--clients", "192.0.2.0/24"], "--format"),
+    ],
+)
+def test_a_volume_with_wrong_words_is_refused_before_a_disk_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+) -> None:
+    monkeypatch.setattr("os.uname", lambda: SimpleNamespace(nodename="n1"))
+    assert run(*INIT, "--dir", str(tmp_path)).exit_code == 0
+    config = ["--config", str(tmp_path / "hactl.toml")]
+    result = run("volume", "add", *words, "--device", str(tmp_path / "none"), *config)
+    assert result.exit_code == 2
+    assert told in result.output
+
+
+def test_a_check_of_something_that_is_no_disk_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.uname", lambda: SimpleNamespace(nodename="n1"))
+    assert run(*INIT, "--dir", str(tmp_path)).exit_code == 0
+    for device in ("/dev/null", str(tmp_path / "none"), str(tmp_path / "hactl.toml")):
+        result = run("check", device, "--config", str(tmp_path / "hactl.toml"))
+        assert result.exit_code == 2
+        assert device in result.output
+
+
+def test_a_host_that_is_no_node_is_told_which_there_are(tmp_path: Path) -> None:
+    assert run(*INIT, "--dir", str(tmp_path)).exit_code == 0
+    result = run("check", "/dev/null", "--config", str(tmp_path / "hactl.toml"))
+    assert result.exit_code == 2
+    assert "n1, n2" in result.output

@@ -54,6 +54,16 @@ def test_the_wait_for_an_old_lease_counts_from_when_the_view_came_in() -> None:
     assert joined(members, barred, now_ms=9000).safe_in_ms == 0  # type: ignore[attr-defined]
 
 
+def test_a_silence_is_dated_by_what_nodewatch_heard_and_never_lies_in_the_future() -> None:
+    members = Members(me="n2", overdue_ms=800)
+    joined(members, Seen(heard_ms_ago=150))
+    silent = joined(members, Seen(state="overdue", heard_ms_ago=803))
+    assert (silent.heard_unix_ms, silent.overdue_unix_ms) == (49_197, 49_997)  # type: ignore[attr-defined]
+    goodbye = Members(me="n2", overdue_ms=800)
+    left = joined(goodbye, Seen(state="overdue", heard_ms_ago=5))
+    assert (left.heard_unix_ms, left.overdue_unix_ms) == (49_995, 50_000)  # type: ignore[attr-defined]
+
+
 def test_a_bar_without_a_known_end_of_the_lease_is_not_confirmed() -> None:
     members = Members(me="n2", overdue_ms=800)
     assert not joined(members, Seen(barred=True, confirmed=True)).confirmed  # type: ignore[attr-defined]

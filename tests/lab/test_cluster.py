@@ -28,6 +28,7 @@ DRILLS = (
     "planned-move",
     "pause-primary",
     "cut-primary",
+    "cut-storage",
     "hang-daemon",
     "hang-controller",
     "double-failure",
@@ -164,11 +165,10 @@ def add(stage: LabStage, host: str, device: str, name: str = "v2") -> Done:
 
 
 LOOP = r"""
-import os, rtslib_fb as lio
-os.path.exists("/var/tmp/spare") or open("/var/tmp/spare", "wb").truncate(128 << 20)
+import rtslib_fb as lio
+open("/var/tmp/spare", "wb").truncate(128 << 20)
 store = lio.FileIOStorageObject("spare", "/var/tmp/spare", 128 << 20)
-loop = lio.Target(lio.FabricModule("loopback"), "naa.5001405000000001")
-lio.LUN(lio.TPG(loop, "naa.5001405000000002"), 0, store)
+lio.LUN(lio.TPG(lio.Target(lio.FabricModule("loopback"), "naa.5001405000000001"), 1), 0, store)
 """
 UNLOOP = (
     "import rtslib_fb as lio; lio.RTSRoot().clear_existing(confirm=True); __import__('os').remove('/var/tmp/spare')"
@@ -179,9 +179,10 @@ UNLOOP = (
 def spare(stage: LabStage) -> Iterator[str]:
     """A disk of its own on the first node, with real reservations (LIO's loopback)."""
     host = stage.nodes[1]
-    script(stage, host, "modprobe tcm_loop; mkdir -p /etc/target/pr")
+    prepare = "modprobe tcm_loop; mkdir -p /etc/target/pr /var/target/pr; mountpoint -q /sys/kernel/config"
+    script(stage, host, f"{prepare} || mount -t configfs configfs /sys/kernel/config")
     assert stage.exec(host, ["python3", "-c", LOOP], timeout_s=60).returncode == 0
-    find = "for d in /sys/block/sd*; do grep -q spare $d/device/model && echo /dev/${d##*/}; done"
+    find = "for d in /sys/block/sd*; do grep -q FILEIO $d/device/model && echo /dev/${d##*/}; done"
     wait_for(lambda: script(stage, host, find + "; true").strip())
     try:
         yield script(stage, host, find).strip()

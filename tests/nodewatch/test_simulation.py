@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 
 import pytest
+
 from nodewatch import events as ev
 from nodewatch.core import NodeWatch
 

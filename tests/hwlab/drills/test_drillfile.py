@@ -19,6 +19,7 @@ GOOD: dict[str, Any] = {
 def test_all_drills_that_ship_can_be_read() -> None:
     assert names() == [
         "cut-primary",
+        "cut-storage",
         "double-failure",
         "hang-controller",
         "hang-daemon",
