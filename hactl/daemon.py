@@ -193,8 +193,8 @@ class Daemon:
                 self.records.append_foreign(message.takeover)
 
     def _take_word(self, sender: str, assign: Assign) -> None:
-        """The leader's table. A table of an older term than one already followed is an old leader's."""
-        if self._assign is not None and assign.term < self._assign.term:
+        """The leader's table. One of an older term is an old leader's: the new one builds on our not following it."""
+        if assign.term < self.view.term or (self._assign is not None and assign.term < self._assign.term):
             return
         if sender != self.config.me:
             self.leader.heard(assign)
@@ -228,7 +228,7 @@ class Daemon:
         self._handle(self.config.me, assign)
 
     def report(self) -> Report:
-        return Report(boot=self.boot, standby=False, volumes=self.volumes.reports())
+        return Report(boot=self.boot, term=self.view.term, standby=False, volumes=self.volumes.reports())
 
     def facts(self) -> Facts:
         view = self.view
@@ -365,8 +365,9 @@ class Daemon:
     async def _scan(self) -> None:
         for runtime in await self.volumes.scan():
             runtime.feed(controller.LeaseChanged(held=self._lease))
-            if self._assign is not None and runtime.name in self._assign.volumes:
-                self._follow(self._assign)
+            known = self._assign
+            if known is not None and known.term >= self.view.term and runtime.name in known.volumes:
+                self._follow(known)
         self._dirty.set()
 
 

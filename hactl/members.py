@@ -1,7 +1,8 @@
 """What this node knows of the others: nodewatch's view joined with the reports of their hactlds.
 
-Turns both into the `Facts` that the placement decides on. Keeps the last report of each node for as long as the
-node's generation (one boot of its nodewatch) lasts: a node that came back is unknown until it reported anew.
+Turns both into the `Facts` that the placement decides on. A report counts while two things last: the generation of
+the node (one boot of its nodewatch), for a node that came back is unknown until it reported anew; and the term in
+which it was made, for a node of an older term may still follow an older leader's word.
 """
 
 from __future__ import annotations
@@ -61,13 +62,15 @@ class Members:
             term=term,
             now_ms=now_ms,
             now_unix_ms=now_unix_ms,
-            nodes={name: self._node(name, node, now_ms - seen_ms, now_unix_ms) for name, node in nodes.items()},
+            nodes={name: self._node(name, node, term, now_ms - seen_ms, now_unix_ms) for name, node in nodes.items()},
         )
 
-    def _node(self, name: str, node: NodeSeen, age_ms: int, now_unix_ms: int) -> NodeFacts:
+    def _node(self, name: str, node: NodeSeen, term: int, age_ms: int, now_unix_ms: int) -> NodeFacts:
         alive = node.state == "alive"
         known = self._reports.get(name)
-        current = known is not None and (name == self.me or known.generation == node.generation)
+        current = (
+            known is not None and known.report.term >= term and (name == self.me or known.generation == node.generation)
+        )
         self._note_silence(name, node, alive, age_ms, now_unix_ms)
         return NodeFacts(
             alive=alive,

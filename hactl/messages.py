@@ -36,8 +36,9 @@ class VolumeReport:
     """One volume as its reporter sees it.
 
     `phase` is a `controller.Phase` value. `holding` says that this node may have the file system mounted, the
-    handle or the export: until it is false nobody else is sent in by a planned move. `ready` says that it could
-    take the volume now, `why` why not (or what is wrong). `epoch` and `owner` are the label's, as last read.
+    handle or the export, or is about to: until it is false nobody else is sent in by a planned move. `ready` says
+    that it could take the volume now, `why` why not (or what is wrong). `epoch` and `owner` are the label's, as last
+    read.
     """
 
     phase: str
@@ -57,9 +58,14 @@ class VolumeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All that one node says of itself: sent by every hactld to every other."""
+    """All that one node says of itself: sent by every hactld to every other.
+
+    `term` is the election term that the reporter follows: from then on it takes no word of an older leader, so a
+    leader builds only on reports of its own term.
+    """
 
     boot: str
+    term: int
     standby: bool
     volumes: dict[str, VolumeReport] = field(default_factory=dict)
 

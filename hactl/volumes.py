@@ -197,7 +197,7 @@ class VolumeSet:
         why = "its disk is not seen on this node" if each.missing else each.why
         return VolumeReport(
             phase=str(machine.phase),
-            holding=machine.holding,
+            holding=machine.holding or machine.phase is Phase.LISTENING,
             ready=machine.holding or (machine.phase is Phase.STANDBY and not why),
             why=machine.failure if machine.phase in (Phase.STUCK, Phase.SUSPENDED) else why,
             order=machine.order,

@@ -8,7 +8,7 @@ import pytest
 
 from hactl.errors import RequestRefused
 from hactl.leader import Leader
-from hactl.members import Members
+from hactl.members import Members, NodeSeen
 from hactl.messages import Assign, Report, Request
 from tests.hactl.test_placement import SERVED, facts, gone, node
 
@@ -24,7 +24,7 @@ class Seen:
     safe_in_ms: int | None = None
 
 
-REPORT = Report(boot="b", standby=False)
+REPORT = Report(boot="b", term=3, standby=False)
 
 
 def joined(members: Members, seen: Seen, *, seen_ms: int = 1000, now_ms: int = 1000) -> object:
@@ -36,6 +36,18 @@ def test_a_report_of_an_earlier_boot_of_a_node_does_not_count() -> None:
     members.reported("n1", 7, REPORT)
     assert joined(members, Seen()).report == REPORT  # type: ignore[attr-defined]
     assert joined(members, Seen(generation=8)).report is None  # type: ignore[attr-defined]
+
+
+def test_a_report_of_an_older_term_does_not_count() -> None:
+    """Its sender may have taken an older leader's word since: what it holds now is not known."""
+    members = Members(me="n2", overdue_ms=800)
+    members.reported("n1", 7, replace(REPORT, term=3))
+    nodes: dict[str, NodeSeen] = {"n1": Seen()}
+    for term, counts in ((3, True), (4, False)):
+        seen = members.facts(nodes, term=term, seen_ms=0, now_ms=0, now_unix_ms=0)
+        assert (seen.nodes["n1"].report is not None) == counts
+    members.reported("n1", 7, replace(REPORT, term=4))
+    assert members.facts(nodes, term=4, seen_ms=0, now_ms=0, now_unix_ms=0).nodes["n1"].report is not None
 
 
 def test_a_report_tells_whether_it_says_anything_new() -> None:

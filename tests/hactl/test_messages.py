@@ -26,7 +26,7 @@ SEEN = VolumeReport(
     key=5,
 )
 EACH: list[Message] = [
-    Report(boot="b", standby=False, volumes={"v1": SEEN}),
+    Report(boot="b", term=3, standby=False, volumes={"v1": SEEN}),
     Assign(term=3, volumes={"v1": WORD}, kept_out=("n9",)),
     Request(ident="i", verb="move", args={"volume": "v1"}),
     Reply(ident="i", error="", result={"target": "n2"}),

@@ -24,7 +24,7 @@ def volume(phase: str = "standby", **more: object) -> VolumeReport:
 
 
 def node(report: VolumeReport | None = None, **more: object) -> NodeFacts:
-    told = Report(boot="b", standby=False, volumes={"v1": report or volume()})
+    told = Report(boot="b", term=3, standby=False, volumes={"v1": report or volume()})
     return replace(NodeFacts(alive=True, report=told), **more)  # type: ignore[arg-type]
 
 
@@ -214,7 +214,7 @@ def test_a_new_term_keeps_a_taker_that_is_on_its_way() -> None:
 
 def test_an_owner_that_lost_sight_of_the_disk_is_replaced() -> None:
     plan = decide(facts(**SERVED)).plan
-    blind = NodeFacts(alive=True, report=Report(boot="b", standby=False))
+    blind = NodeFacts(alive=True, report=Report(boot="b", term=3, standby=False))
     assert decide(facts(n1=blind, n2=node(), n3=node()), plan).plan.table["v1"].node == "n2"
 
 
