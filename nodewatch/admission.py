@@ -19,6 +19,7 @@ from nodewatch.wire import Cipher, ReplayWindow
 
 _WARN_EVERY_MS = 60_000
 _WARN_SOURCES = 64
+CONFLICT_SHOWN_MS = 60_000
 _OWN_ECHO_MS = 5000
 """No network delays a frame of our own previous process for longer."""
 
@@ -78,7 +79,7 @@ class Admission:
         self._peers = {peer.number: _Peer(peer) for peer in peers}
         self._warned: dict[tuple[str, str], int] = {}
         self.drops: Counter[str] = Counter()
-        self.conflicts: dict[tuple[str, int], str] = {}
+        self._conflicts: dict[tuple[str, int], tuple[int, str]] = {}
         self.warnings: list[str] = []
         """New lines for the log; the reader clears it."""
 
@@ -93,6 +94,10 @@ class Admission:
                 self.drop(found, source, now_ms)
             return None
         return found
+
+    def conflicts(self, now_ms: int) -> tuple[str, ...]:
+        """What was seen lately of two nodes that use one number, name or address."""
+        return tuple(text for at_ms, text in self._conflicts.values() if now_ms - at_ms < CONFLICT_SHOWN_MS)
 
     def session(self, number: int) -> Session | None:
         """The peer's present process."""
@@ -121,18 +126,19 @@ class Admission:
         if body is None:
             return wire.WRONG_KEY
         if source != peer.address:
-            self.conflicts["address", header.sender] = (
+            sentence = (
                 f"packets of {peer.name} (number {header.sender}) come from {source}, configured is "
                 f"{peer.address}: "
                 f"two nodes use this number, or the configurations differ"
             )
+            self._conflict(("address", header.sender), sentence, now_ms)
             return wire.WRONG_SOURCE
         if known is not None and not known.window.accept(header.seq):
             return wire.REPLAYED
         if known is None:
             newest = peer.pending or peer.present
             if newest is not None and header.generation < newest.generation:
-                return self._old_generation(peer, header, body, my_seq)
+                return self._old_generation(peer, header, body, now_ms, my_seq)
             known = peer.pending = Session(cipher, my_seq)
             known.window.accept(header.seq)
         return self._believe(peer, known, header, body, now_ms, my_seq)
@@ -161,13 +167,14 @@ class Admission:
                 return entry.generation == self._generation and after_seq < pulse_at(pulses, place).seq <= my_seq
         return False
 
-    def _old_generation(self, peer: _Peer, header: wire.Header, body: bytes, my_seq: int) -> str:
+    def _old_generation(self, peer: _Peer, header: wire.Header, body: bytes, now_ms: int, my_seq: int) -> str:
         """Late frames of a process that ended are harmless. One that heard us lately has not ended."""
         if peer.present is not None and self._names_me(body, peer.present.since_seq + 1, my_seq):
-            self.conflicts["process", header.sender] = (
+            sentence = (
                 f"two processes at {peer.address} call themselves {peer.name} (number {header.sender}): "
                 f"give every node its own name, number and address"
             )
+            self._conflict(("process", header.sender), sentence, now_ms)
         return wire.OLD_GENERATION
 
     def _stranger(self, header: wire.Header, datagram: bytes, source: str, now_ms: int) -> str:
@@ -179,10 +186,11 @@ class Admission:
         if header.sender != self._me.number:
             return wire.UNKNOWN_SENDER
         if now_ms - self._start_ms > _OWN_ECHO_MS or header.generation > self._generation:
-            self.conflicts["own", header.sender] = (
+            sentence = (
                 f"{source} also calls itself {self._me.name} (number {header.sender}): give every node its "
                 "own name and number"
             )
+            self._conflict(("own", header.sender), sentence, now_ms)
         return wire.OWN_NUMBER
 
     def _known_session(self, peer: _Peer, generation: int) -> Session | None:
@@ -193,6 +201,12 @@ class Admission:
 
     def _cipher(self, sender: int, generation: int) -> Cipher:
         return Cipher(self._key, self._uuid, sender, generation)
+
+    def _conflict(self, key: tuple[str, int], sentence: str, now_ms: int) -> None:
+        known = self._conflicts.get(key)
+        if known is None or now_ms - known[0] >= CONFLICT_SHOWN_MS:
+            self.warnings.append(sentence)
+        self._conflicts[key] = (now_ms, sentence)
 
     def drop(self, reason: str, source: str, now_ms: int) -> None:
         self.drops[reason] += 1

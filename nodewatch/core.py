@@ -226,12 +226,9 @@ class NodeWatch:
 
     def _take_datagram(self, event: ev.Datagram) -> None:
         admission = self._admission
-        conflicts = len(admission.conflicts)
         admitted = admission.admit(event.source, event.data, now_ms=event.now_ms, my_seq=self._beat_seq)
-        if len(admission.conflicts) > conflicts:
-            self._changed = True
-            self._log(next(reversed(admission.conflicts.values())), serious=True)
         if admission.warnings:
+            self._changed = True
             for warning in admission.warnings:
                 self._log(warning, serious=True)
             admission.warnings.clear()

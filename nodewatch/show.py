@@ -79,7 +79,7 @@ def show(
         barred=bool(scene.barring.barred_mark),
         yielded=yielded,
         config_mismatch=tuple(peer.config.name for peer in scene.peers.values() if peer.mismatch),
-        conflict=tuple(scene.admission.conflicts.values()),
+        conflict=scene.admission.conflicts(now_ms),
         nodes=nodes,
         gates=scene.gates.states(now_ms),
         drops=dict(scene.admission.drops),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nodewatch import events as ev
 from nodewatch import wire
-from nodewatch.admission import Admission, Admitted
+from nodewatch.admission import CONFLICT_SHOWN_MS, Admission, Admitted
 from nodewatch.config import NodeConfig
 from nodewatch.heartbeat import Entry, Letter, Pulse, Said, encode_heartbeat, encode_letter, encode_said
 from nodewatch.wire import Cipher
@@ -66,14 +66,14 @@ def test_a_frame_of_an_earlier_generation_is_dropped() -> None:
     knock(entrance, frame(1, generation=8))
     assert knock(entrance, frame(9, generation=7)) is None
     assert entrance.drops == {wire.OLD_GENERATION: 1}
-    assert not entrance.conflicts, "a late packet of a process that ended is no conflict"
+    assert not entrance.conflicts(10_000), "a late packet of a process that ended is no conflict"
 
 
 def test_two_live_processes_of_one_node_are_a_conflict() -> None:
     entrance = door()
     knock(entrance, frame(1, generation=8))
     assert knock(entrance, frame(9, generation=7, names=(MY_GENERATION, MY_SEQ + 5)), my_seq=MY_SEQ + 5) is None
-    [sentence] = entrance.conflicts.values()
+    [sentence] = entrance.conflicts(10_000)
     assert "two processes at 10.0.0.2 call themselves n2" in sentence
 
 
@@ -81,16 +81,17 @@ def test_a_known_number_from_another_address_is_a_conflict() -> None:
     entrance = door()
     assert knock(entrance, frame(1), source="10.0.0.99") is None
     assert entrance.drops == {wire.WRONG_SOURCE: 1}
-    [sentence] = entrance.conflicts.values()
+    [sentence] = entrance.conflicts(10_000)
     assert "come from 10.0.0.99, configured is 10.0.0.2" in sentence
+    assert not entrance.conflicts(10_000 + CONFLICT_SHOWN_MS), "it was mended"
 
 
 def test_our_own_number_from_elsewhere_is_a_conflict_but_our_own_echo_is_not() -> None:
     entrance = door()
     assert knock(entrance, frame(1, sender=1, generation=MY_GENERATION)) is None
-    assert not entrance.conflicts
+    assert not entrance.conflicts(10_000)
     assert knock(entrance, frame(1, sender=1, generation=MY_GENERATION + 1)) is None
-    [sentence] = entrance.conflicts.values()
+    [sentence] = entrance.conflicts(10_000)
     assert "also calls itself n1" in sentence
 
 
