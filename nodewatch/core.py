@@ -197,7 +197,8 @@ class NodeWatch:
         now, found = self._now_ms, self._next_beat_ms
         for candidate in (
             self._detector.deadline_ms(),
-            self._daemon.deadline_ms(now),
+            # What a datagram's step came too late to see is due at once: only a tick looks at hactld.
+            self._daemon.deadline_ms(now) if self._daemon.state(now) == self._daemon_state else now,
             None if self._election.leader else self._election.deadline_ms(self._observed(now)),
             self._lease.end_ms if self._serving else None,
         ):

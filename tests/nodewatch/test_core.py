@@ -113,6 +113,20 @@ def test_a_hung_daemon_shuts_the_gate_and_is_told() -> None:
     assert view(sim.nodes[2]).nodes["n1"].gave_up
 
 
+def test_packets_that_always_come_before_the_tick_do_not_hide_a_hung_daemon() -> None:
+    sim = settled()
+    watch, now = sim.nodes[1].watch, sim.nodes[1].clock()
+    assert watch is not None
+    watch.step(ev.DaemonBeat(now_ms=now))
+    end = now + sim.config.timing.daemon_hang_ms
+    while now < end:
+        now += 50
+        watch.step(ev.Datagram(now_ms=now, source="192.0.2.99", data=b"x"))
+    assert watch.deadline_ms() <= now
+    watch.step(ev.Tick(now_ms=now))
+    assert watch.view(now).nodes["n1"].daemon == "hung"
+
+
 def test_a_daemon_that_restarts_disturbs_nothing() -> None:
     sim = settled()
     owner = sim.nodes[1]
