@@ -114,7 +114,8 @@ def test_a_hung_daemon_shuts_the_gate_and_is_told() -> None:
 
 
 def test_packets_that_always_come_before_the_tick_do_not_hide_a_hung_daemon() -> None:
-    sim = settled()
+    sim = Simulation(1, nodes=1)
+    sim.run_until(5000)
     watch, now = sim.nodes[1].watch, sim.nodes[1].clock()
     assert watch is not None
     watch.step(ev.DaemonBeat(now_ms=now))
