@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from typing import Any
 from hactl import controller, messages
 from hactl.config import Config, load
 from hactl.controller import Phase
-from hactl.errors import HaError, RequestRefused
+from hactl.errors import HaError, OutcomeUnknown, RequestRefused
+from hactl.interpret import Gate
 from hactl.journal import Journal
 from hactl.leader import Leader
 from hactl.members import Members
@@ -95,6 +96,14 @@ class GateKeeper:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left)
+
+
+async def shut_orphans(gate: Gate, open_gates: Iterable[str], known: Container[str]) -> None:
+    """Shut the gates that an earlier hactld left for volumes whose disk is not seen now. To be done BEFORE the first
+    report: what it does not name counts as not held, and another node may then serve at once."""
+    for volume in open_gates:
+        if volume not in known:
+            await gate.shut(volume)
 
 
 class Daemon:
@@ -259,7 +268,7 @@ class Daemon:
         try:
             reply = await asyncio.wait_for(waiting, REQUEST_S)
         except TimeoutError:
-            raise HaError(
+            raise OutcomeUnknown(
                 f"the leader {leader} did not answer; whether it acted is unknown: see `hactl status`"
             ) from None
         finally:
@@ -294,6 +303,7 @@ class Daemon:
         self.nodewatch.on_lost(self._lost_nodewatch)
         await self.nodewatch.connect(str(self.paths.nodewatch))
         await self._scan()  # before the first report: what is not reported counts as not held
+        await shut_orphans(self.gate, list(self.view.gates), self.volumes.seen)
         verbs = Verbs(self)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._end)

@@ -20,8 +20,8 @@ class RequestRefused(HaError):
     """The daemon understood and said no (wrong state, unknown volume, not permitted)."""
 
 
-class DaemonUnreachable(HaError):
-    """hactld does not answer on its socket."""
+class OutcomeUnknown(HaError):
+    """A command was sent and not answered: it may have been carried out."""
 
 
 class InvariantBroken(HaError):

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from hactl.cli import client
 from hactl.cli.main import main
+from hactl.errors import OutcomeUnknown
 from nodewatch.config import parse_config
 
 
@@ -203,3 +204,10 @@ def test_a_host_that_is_no_node_is_told_which_there_are(tmp_path: Path) -> None:
     result = run("check", "/dev/null", "--config", str(tmp_path / "hactl.toml"))
     assert result.exit_code == 2
     assert "n1, n2" in result.output
+
+
+def test_a_command_whose_outcome_is_unknown_has_an_exit_code_of_its_own(daemon: dict[str, Any]) -> None:
+    daemon["status"] = {"ok": True, "result": STATE}
+    kind = OutcomeUnknown.__name__
+    daemon["move"] = {"ok": False, "error": "the leader n1 did not answer", "kind": kind}
+    assert run("volume", "move", "v1", "n2").exit_code == 3

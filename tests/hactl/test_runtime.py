@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from hactl import controller
 from hactl.controller import LeaseChanged, Phase, Run, Step, StepDone, StepFailed
+from hactl.daemon import shut_orphans
 from hactl.interpret import Grace, HandleLost, Interpreter, Span
 from hactl.messages import Assignment, Order
 from hactl.record import Takeover
@@ -209,3 +210,14 @@ def test_every_step_has_a_way_to_be_run_and_answers_with_a_value() -> None:
             assert not failed.lost
 
     asyncio.run(go())
+
+
+def test_a_gate_left_for_a_volume_whose_disk_is_not_seen_is_shut_and_no_other() -> None:
+    ports, shut = Ports(), []
+
+    class Noting(GateOf):
+        async def shut(self, volume: str) -> None:
+            shut.append(volume)
+
+    asyncio.run(shut_orphans(Noting(ports), ["v1", "v2"], {"v2": None}))
+    assert shut == ["v1"]
