@@ -33,7 +33,7 @@ from typing import assert_never
 from hactl.messages import ORDER_NONE, Order
 
 STUCK_RETRY_MS = 2000
-VERIFY_EVERY_MS = 500
+VERIFY_EVERY_MS = 1000
 GRACE_POLL_MS = 200
 OPEN_TRIES = 3
 LISTEN_EVERY_MS = 50

@@ -39,7 +39,7 @@ from hactl.volumes import VolumeSet
 from nodewatch._client import NodeWatchClient, NodeWatchUnreachable
 from nodewatch.view import View
 
-BEAT_S = 0.25
+BEAT_S = 0.5
 TELL_S = 1.0
 SCAN_S = 5.0
 REQUEST_S = 10.0

@@ -27,7 +27,7 @@ from hactl.ports import ExportedVolume, FencedDisk
 from hactl.record import Held, Records, Takeover
 from hactl.runtime import Clock, VolumeRuntime
 
-READY_EVERY_S = 2.0
+TEND_EVERY_S = 2.0
 
 
 @dataclass(slots=True)
@@ -214,10 +214,10 @@ class VolumeSet:
     async def tend(self) -> None:
         """Once a second: what keeps a backup ready to take over and a primary's clients findable."""
         for each in self.seen.values():
-            due = self.clock.monotonic_s() - each.checked_s >= READY_EVERY_S
-            if each.checking:
+            due = self.clock.monotonic_s() - each.checked_s >= TEND_EVERY_S
+            if each.checking or not due:
                 continue
-            if each.runtime.machine.phase is Phase.STANDBY and due:
+            if each.runtime.machine.phase is Phase.STANDBY:
                 self._spawn(self._check(each))
             elif each.runtime.machine.phase in (Phase.SERVING, Phase.RECLAIMING):
                 each.why = ""
@@ -255,6 +255,7 @@ class VolumeSet:
                 await each.runtime.interpreter.on_service(each.export.save_peers)
         finally:
             each.checking = False
+        each.checked_s = self.clock.monotonic_s()
 
     def close(self) -> None:
         """Let go of descriptors; everything that serves goes on serving."""
