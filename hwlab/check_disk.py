@@ -23,6 +23,8 @@ class Fenced:
 
     device: str
     node: int
+    epoch: int
+    """Of the key that left."""
     since_ms: float
     at_ms: float
     back_ms: float
@@ -115,17 +117,30 @@ def departures(reservations: Sequence[Reservation]) -> list[Fenced]:
             held |= {key_node(before.holder)} if before.holder else set()
             for node in sorted((before.nodes() - after.nodes()) & held):
                 back = next((s.since_ms for s in states[index + 1 :] if node in s.nodes()), float("inf"))
-                found.append(Fenced(device=device, node=node, since_ms=after.since_ms, at_ms=after.at_ms, back_ms=back))
+                epoch = max(key_epoch(key) for key in before.registrants if key_node(key) == node)
+                found.append(
+                    Fenced(
+                        device=device,
+                        node=node,
+                        epoch=epoch,
+                        since_ms=after.since_ms,
+                        at_ms=after.at_ms,
+                        back_ms=back,
+                    )
+                )
     return found
 
 
 def judge_late_writes(history: History) -> Late:
     """Writes of an old owner that landed after its key had left the disk.
 
-    No clock decides here. The witness reads the stamps right after it saw the key gone; the writer counts up,
-    one write at a time. A higher number than that, on the disk at any later moment or reported as written by
-    the writer, was written after the fence. What landed between the fence itself and that reading cannot be
-    told apart: `blind_ms` is the longest such interval.
+    No clock decides here. The witness reads the stamps right after it saw the key gone, and again until the label
+    names a newer epoch; the writer counts up, one write at a time. The key leaves the target's table at the start of
+    PREEMPT AND ABORT; the command ends once the writes that were already under way are done, and the new owner's
+    first own write, the label, comes after that. So the last reading that was followed by a label of the old epoch
+    shows what landed in time, and a higher number, on the disk at any later moment or reported as written by the
+    writer, is late. What landed between the fence itself and that reading cannot be told apart: `blind_ms` is the
+    longest such interval.
     """
     late = refused = 0
     blind: list[float] = []
@@ -138,10 +153,11 @@ def judge_late_writes(history: History) -> Late:
         if not seen or seen[0].at_ms - fenced.at_ms > STAMP_READ_MS_MAX:
             reasons.append(unknown(f"{name}'s stamps were not read when its key had left {fenced.device}"))
             continue
-        blind.append(seen[0].at_ms - fenced.since_ms)
-        landed = landed_after(history, fenced, seen)
+        base = last_in_time(history, fenced, seen)
+        blind.append(base.at_ms - fenced.since_ms)
+        landed = landed_after(history, fenced, seen, base.n)
         late += len(landed)
-        refused += refused_after(history, fenced, seen[0].n)
+        refused += refused_after(history, fenced, base.n)
         if landed:
             reasons.append(
                 invalid(f"{len(landed)} writes of {name} landed on {fenced.device} after its key had left it")
@@ -170,9 +186,20 @@ def stamps_of(stamps: Sequence[StampSeen], fenced: Fenced) -> list[StampSeen]:
     ]
 
 
-def landed_after(history: History, fenced: Fenced, seen: Sequence[StampSeen]) -> set[int]:
-    """Stamp numbers that are on the disk, or that the disk acknowledged, beyond the first one seen."""
-    base = seen[0].n
+def last_in_time(history: History, fenced: Fenced, seen: Sequence[StampSeen]) -> StampSeen:
+    """The last reading after which the label was still the old owner's; the first of all if no newer label came."""
+    last = seen[0]
+    if not any(label.device == fenced.device and label.epoch > fenced.epoch for label in history.epochs):
+        return last
+    for stamp in seen:
+        if stamp.epoch_after is None or stamp.epoch_after > fenced.epoch:
+            break
+        last = stamp
+    return last
+
+
+def landed_after(history: History, fenced: Fenced, seen: Sequence[StampSeen], base: int) -> set[int]:
+    """Stamp numbers beyond `base` that are on the disk, or that the disk acknowledged."""
     landed = {stamp.n for stamp in seen if stamp.n > base}
     # A lawful new ownership begins at back_ms: by then the clock has to decide, so leave room for its error.
     until = fenced.back_ms - history.uncertainty_ms

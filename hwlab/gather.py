@@ -118,6 +118,7 @@ def stamps_seen(events: Iterable[Event], clock: Clock, run: str) -> tuple[StampS
             at_ms=clock.from_mono_ns(event["at"]),
             node=row["node"],
             n=row["n"] if row["run"] == run else 0,
+            epoch_after=event.get("epoch_after"),
         )
         for event in events
         if event["t"] == "stamps"

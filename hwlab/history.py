@@ -92,12 +92,15 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StampSeen:
-    """The highest stamp of this run that the target's disk showed for a node at one moment (0: none)."""
+    """The highest stamp of this run that the target's disk showed for a node at one moment (0: none).
+
+    `epoch_after`: the highest epoch that the label showed right after that reading; None where it was not read."""
 
     device: str
     at_ms: float
     node: int
     n: int
+    epoch_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,9 @@
 Runs on the target inside the lab (sent there as text: standard library only) and takes no part in anything.
 It samples LIO's own view in configfs every few milliseconds and reports each change between two times:
 `since`, when the last sample that did not show it began, and `at`, when the sample that shows it was
-complete: the change happened in between. Right after each change it reads the stamps from the backing device.
+complete: the change happened in between. Right after each change it reads the stamps from the backing device, and
+goes on reading them, and then the label, until the label names a new epoch: a key leaves the target's table
+before the command that removes it has waited for what was in flight, and only then does the new owner write.
 
 JSON lines on stdout, times in CLOCK_MONOTONIC nanoseconds. The word `stop` on stdin, or its end, ends it.
 """
@@ -26,6 +28,7 @@ STAMP_BASE = 3 << 20
 BLOCK = 4096
 STAMP_EVERY_NS = 250_000_000
 LABEL_EVERY_NS = 200_000_000
+FOLLOW_NS = 2_000_000_000
 ALIVE_EVERY_NS = 1_000_000_000
 KEY = re.compile(r"(?P<nexus>\S+)\s+Key: (?P<key>0x[0-9a-f]+)")
 HOLDER = re.compile(r"Initiator: (?P<nexus>\S+)")
@@ -109,6 +112,9 @@ class Lun:
         self._began_ns = time.monotonic_ns()
         self._stamps_ns = 0
         self._labels_ns = 0
+        self._epoch = 0
+        self._follow_until_ns = 0
+        self._epoch_followed = 0
         self.gap_ns_max = 0
         with open(f"{folder}/udev_path") as path:
             self._backing = Backing(path.read().strip())
@@ -130,11 +136,15 @@ class Lun:
         if state != self._state:
             self._state = state
             self._say_state(since_ns, at_ns)
+            self._follow_until_ns, self._epoch_followed = at_ns + FOLLOW_NS, self._epoch
             self.stamps(always=True)
-        elif at_ns - self._stamps_ns > STAMP_EVERY_NS:
+        elif self._follows(at_ns) or at_ns - self._stamps_ns > STAMP_EVERY_NS:
             self.stamps(always=False)
         if at_ns - self._labels_ns > LABEL_EVERY_NS:
             self._label()
+
+    def _follows(self, at_ns: int) -> bool:
+        return at_ns < self._follow_until_ns and self._epoch == self._epoch_followed
 
     def _say_state(self, since_ns: int, at_ns: int) -> None:
         registrants = parse_registrants(self._state[0].decode())
@@ -153,18 +163,21 @@ class Lun:
         )
 
     def stamps(self, always: bool) -> None:
-        """Read the stamp area; say it if it must be said, or changed."""
+        """Read the stamp area, then the label; say the stamps if they must be said, or changed."""
         data = self._backing.read(STAMP_BASE, BLOCK * (max(self._numbers) + 1))
         self._stamps_ns = time.monotonic_ns()
+        self._label()
         found = {n: parse_stamp(data[n * BLOCK : (n + 1) * BLOCK]) for n in self._numbers}
         if always or found != self._stamps:
             self._stamps = found
             rows = [{"node": n, "run": run, "n": count} for n, (run, count) in found.items()]
-            say("stamps", device=self.name, at=self._stamps_ns, rows=rows)
+            say("stamps", device=self.name, at=self._stamps_ns, epoch_after=self._epoch, rows=rows)
 
     def _label(self) -> None:
         labels = [parse_label(self._backing.read(offset, BLOCK)) for offset in LABEL_OFFSETS]
         self._labels_ns = time.monotonic_ns()
+        epochs = [label.get("epoch") for label in labels]
+        self._epoch = max([self._epoch, *(epoch for epoch in epochs if isinstance(epoch, int))])
         if labels != self._labels:
             self._labels = labels
             say("label", device=self.name, at=self._labels_ns, copies=labels)

@@ -203,6 +203,23 @@ def test_a_key_that_left_while_its_node_went_on_writing_is_caught_write_by_write
     assert judge(changed).late_writes == 10
 
 
+@pytest.mark.parametrize(("epoch_after", "late"), [(4, 0), (5, 1), (None, 1)])
+def test_a_write_under_way_may_land_until_the_new_owner_wrote_its_label(
+    history: Any, epoch_after: int | None, late: int
+) -> None:
+    """OLD has epoch 4: a reading that was followed by a label of epoch 4 came before the new owner's first write."""
+    seen = list(history().stamps_seen)
+    seen[2] = replace(seen[2], epoch_after=4)
+    seen[3:] = [
+        StampSeen(device=LUN, at_ms=seen[2].at_ms + 12, node=1, n=501, epoch_after=epoch_after),
+        StampSeen(device=LUN, at_ms=20_001, node=1, n=501, epoch_after=5),
+    ]
+    landed = StampWrite(node=1, n=501, submit_ms=11_190, done_ms=11_210)
+    refused = StampWrite(node=1, n=502, submit_ms=11_220, done_ms=16_000, error="Invalid exchange")
+    changed = history(stamps_seen=tuple(seen), stamp_writes=(*history().stamp_writes[:-1], landed, refused))
+    assert judge(changed).late_writes == late
+
+
 def test_stamps_of_a_new_lawful_ownership_are_not_late(history: Any) -> None:
     again = 0xABCDE << 44 | 1 << 32 | 6
     back = Reservation(

@@ -73,6 +73,31 @@ def test_a_change_lies_between_two_samples_and_the_stamps_are_read_after_it(
     assert pr[3]["rows"] == [{"node": 1, "run": "r1", "n": 3}, {"node": 2, "run": "", "n": 0}]
 
 
+def write_label(disk: Path, epoch: int) -> None:
+    with disk.open("r+b") as file:
+        file.seek(witness.LABEL_OFFSETS[0])
+        file.write(json.dumps({"epoch": epoch}).encode().ljust(witness.BLOCK, b"\0"))
+
+
+def test_after_a_change_the_stamps_are_followed_until_the_label_names_a_new_epoch(
+    tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = target(tmp_path, disk, REGISTERED, HELD, "Write Exclusive Access, Registrants Only")
+    write_label(disk, 4)
+    lun = witness.Lun(str(device), [1])
+    lun.sample()
+    show(device, "None\n", NONE, "No SPC")
+    lun.sample()
+    writer = stamper.Stamper(str(disk), "r1", 1, direct=False)
+    for epoch in (4, 5, 5):
+        assert writer.write()
+        write_label(disk, epoch)
+        lun.sample()
+    seen = [event for event in events(capsys) if event["t"] == "stamps" and "device" in event][2:]
+    rows = [(event["rows"][0]["n"], event["epoch_after"]) for event in seen]  # type: ignore[index]
+    assert rows == [(1, 4), (2, 5)]
+
+
 def test_without_a_change_the_witness_is_silent(tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lun = witness.Lun(str(target(tmp_path, disk)), [1])
     lun.sample()
