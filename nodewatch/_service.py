@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -111,7 +112,8 @@ class Service:
         stored = file.load()
         self._options = options
         self._selector = selectors.DefaultSelector()
-        self._link = _bind(config, me)
+        self._config, self._me = config, me
+        self._links: list[UdpLink | None] = _bind(config, me)
         restored = Stable(
             generation=next_generation(stored, int(time.time() * 1000)),
             term=stored.term,
@@ -135,10 +137,12 @@ class Service:
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._signalled)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._signalled)
         register = self._selector.register
-        register(self._link, selectors.EVENT_READ, self._datagram)
+        for number, link in enumerate(self._links):
+            if link is not None:
+                register(link, selectors.EVENT_READ, functools.partial(self._datagram, number, link))
         register(self._wake_fd, selectors.EVENT_READ, self._woken)
         register(self._listener, selectors.EVENT_READ, self._connect)
         if self._options.realtime:
@@ -185,11 +189,11 @@ class Service:
         if written is not None:
             self._feed(ev.Persisted(now_ms=clock_ms(), stable=written))
 
-    def _datagram(self) -> None:
-        received = self._link.receive()
+    def _datagram(self, number: int, link: UdpLink) -> None:
+        received = link.receive()
         if received is not None:
             datagram, source = received
-            self._feed(ev.Datagram(now_ms=clock_ms(), source=source, data=datagram))
+            self._feed(ev.Datagram(now_ms=clock_ms(), source=source, data=datagram, link=number))
 
     def _connect(self) -> None:
         accepted = self._listener.accept(len(self._connections))
@@ -300,9 +304,7 @@ class Service:
         for effect in effects:
             match effect:
                 case ev.Transmit():
-                    self._link.send(effect.to, effect.datagram)
-                    if self._link.send_errors:
-                        self._say_send_errors()
+                    self._transmit(effect)
                 case ev.RenewGates():
                     results = self._renew_gates(effect)
                     self._feed(ev.GatesRenewed(now_ms=clock_ms(), results=results))
@@ -317,6 +319,13 @@ class Service:
                     self._publish()
                 case ev.Log():
                     log(effect.text, effect.serious)
+
+    def _transmit(self, effect: ev.Transmit) -> None:
+        for number, link in enumerate(self._links):
+            if link is not None and effect.link in (None, number):
+                link.send(effect.to, effect.datagram)
+                if link.send_errors:
+                    self._say_send_errors(link)
 
     def _renew_gates(self, effect: ev.RenewGates) -> dict[str, bool]:
         results = {}
@@ -379,12 +388,12 @@ class Service:
         if self._selector.get_key(connection).events != mask:
             self._selector.modify(connection, mask, self._talk)
 
-    def _say_send_errors(self) -> None:
+    def _say_send_errors(self, link: UdpLink) -> None:
         now = clock_ms()
         if self._send_errors_said_ms is None or now - self._send_errors_said_ms >= _SEND_ERRORS_EVERY_MS:
             self._send_errors_said_ms = now
-            log(f"{self._link.send_errors} packets not sent, last {self._link.last_error} (said once a minute)", True)
-            self._link.send_errors = 0
+            log(f"{link.send_errors} packets not sent, last {link.last_error} (said once a minute)", True)
+            link.send_errors = 0
 
 
 def _object(body: object) -> dict[str, Any]:
@@ -393,19 +402,28 @@ def _object(body: object) -> dict[str, Any]:
     return body
 
 
-def _bind(config: ClusterConfig, me: NodeConfig) -> UdpLink:
-    """At boot the address may come a little later than we do."""
-    peers = {node.number: node.address for node in config.nodes if node.number != me.number}
+def _open_link(config: ClusterConfig, me: NodeConfig, number: int) -> UdpLink:
+    """Raises OSError."""
+    peers = {node.number: node.addresses[number] for node in config.nodes if node.number != me.number}
+    return UdpLink(me.addresses[number], config.port, peers)
+
+
+def _bind(config: ClusterConfig, me: NodeConfig) -> list[UdpLink | None]:
+    """At boot the addresses may come a little later than we do: wait for the first; None = not there yet."""
     give_up = time.monotonic() + _BIND_PATIENCE_S
     while True:
-        try:
-            return UdpLink(me.address, config.port, peers)
-        except OSError as error:
-            if time.monotonic() >= give_up:
-                raise StartError(
-                    f"cannot listen on {me.address} port {config.port}: {error.strerror}; "
-                    f"is this host really {me.name}, and is its network up?"
-                ) from error
+        found: list[UdpLink | None] = []
+        trouble = ""
+        for number, address in enumerate(me.addresses):
+            try:
+                found.append(_open_link(config, me, number))
+            except OSError as error:
+                trouble = trouble or f"{address} port {config.port}: {error.strerror}"
+                found.append(None)
+        if any(found):
+            return found
+        if time.monotonic() >= give_up:
+            raise StartError(f"cannot listen on {trouble}; is this host really {me.name}, and is its network up?")
         time.sleep(0.2)
 
 

@@ -4,17 +4,21 @@ A peer's *session* is one process of it. A frame of a newer generation opens a p
 the present one as soon as such a frame names our own generation and a heartbeat that we sent: only a process
 that lives now can do that, so a recording of an earlier process is never believed, not even by a process that
 has just started and remembers nothing.
+
+With several links each heartbeat comes once on each. A copy is known by being equal, byte for byte, to one that was
+opened just before, so it need not be opened again: it tells that its link works, and nothing else. It is no sign of
+life: the first one was.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from nodewatch import wire
 from nodewatch.config import NodeConfig
-from nodewatch.heartbeat import HEARTBEAT, Malformed, decode_said, kind_of, pulse_at, split_heartbeat
+from nodewatch.heartbeat import HEARTBEATS, Malformed, decode_said, kind_of, number_of, pulse_at, split_heartbeat
 from nodewatch.wire import Cipher, ReplayWindow
 
 _WARN_EVERY_MS = 60_000
@@ -22,10 +26,21 @@ _WARN_SOURCES = 64
 CONFLICT_SHOWN_MS = 60_000
 _OWN_ECHO_MS = 5000
 """No network delays a frame of our own previous process for longer."""
+_COPIES_KEPT = 4
+"""So many heartbeats a link may be behind the fastest one and still count as working."""
+
+
+class _Opened(NamedTuple):
+    """A heartbeat that was opened, for its copies."""
+
+    datagram: bytes
+    beat: int
+    links: set[int]
+    at_ms: int
 
 
 class Session:
-    __slots__ = ("beat_ms", "beat_seq", "cipher", "since_seq", "window")
+    __slots__ = ("beat_ms", "beat_seq", "cipher", "opened", "since_seq", "window")
 
     def __init__(self, cipher: Cipher, since_seq: int) -> None:
         self.cipher = cipher
@@ -33,6 +48,7 @@ class Session:
         self.beat_seq = 0
         """The newest heartbeat received."""
         self.beat_ms = 0
+        self.opened: deque[_Opened] = deque(maxlen=_COPIES_KEPT)
         self.since_seq = since_seq
         """Our own newest heartbeat when this session became the present one."""
 
@@ -42,11 +58,11 @@ class Session:
 
 
 class _Peer:
-    __slots__ = ("address", "name", "pending", "present")
+    __slots__ = ("addresses", "name", "pending", "present")
 
     def __init__(self, config: NodeConfig) -> None:
         self.name = config.name
-        self.address = config.address
+        self.addresses = config.addresses
         self.present: Session | None = None
         self.pending: Session | None = None
 
@@ -55,9 +71,24 @@ class Admitted(NamedTuple):
     number: int
     seq: int
     body: bytes
-    is_heartbeat: bool
+    kind: int
+    beat: int
+    """The heartbeat's number among those that went to everybody; 0 = none of those."""
     reborn: bool
     """The first believed frame of a new process."""
+
+    @property
+    def is_heartbeat(self) -> bool:
+        return self.kind in HEARTBEATS
+
+
+class Copy(NamedTuple):
+    """A believed heartbeat once more, on another link."""
+
+    number: int
+    beat: int
+    late_ms: int
+    """After the first one."""
 
 
 class Admission:
@@ -83,10 +114,10 @@ class Admission:
         self.warnings: list[str] = []
         """New lines for the log; the reader clears it."""
 
-    def admit(self, source: str, datagram: bytes, *, now_ms: int, my_seq: int) -> Admitted | None:
+    def admit(self, source: str, datagram: bytes, *, now_ms: int, my_seq: int, link: int = 0) -> Admitted | Copy | None:
         """The body of a datagram that is to be believed; None (and a reason counted) otherwise."""
         try:
-            found = self._admit(source, datagram, now_ms, my_seq)
+            found = self._admit(source, link, datagram, now_ms, my_seq)
         except Malformed:
             found = wire.MALFORMED
         if isinstance(found, str):
@@ -113,7 +144,7 @@ class Admission:
         peer = self._peers[number]
         return peer.pending is not None and peer.present is None
 
-    def _admit(self, source: str, datagram: bytes, now_ms: int, my_seq: int) -> Admitted | str:
+    def _admit(self, source: str, link: int, datagram: bytes, now_ms: int, my_seq: int) -> Admitted | Copy | str:
         header = wire.parse_header(datagram)
         if isinstance(header, str):
             return header
@@ -121,45 +152,65 @@ class Admission:
         if peer is None:
             return self._stranger(header, datagram, source, now_ms)
         known = self._known_session(peer, header.generation)
+        right_source = link < len(peer.addresses) and source == peer.addresses[link]
+        if known is not None and right_source:
+            copy = self._copy(known, header.sender, datagram, link, now_ms)
+            if copy is not None:
+                return copy if known is peer.present else ""
         cipher = known.cipher if known is not None else self._cipher(header.sender, header.generation)
         body = cipher.open(datagram, header.seq)
         if body is None:
             return wire.WRONG_KEY
-        if source != peer.address:
+        if not right_source:
+            configured = peer.addresses[link] if link < len(peer.addresses) else "nothing"
+            where = f" on link {link + 1}" if len(peer.addresses) > 1 else ""
             sentence = (
-                f"packets of {peer.name} (number {header.sender}) come from {source}, configured is "
-                f"{peer.address}: "
+                f"packets of {peer.name} (number {header.sender}) come from {source}{where}, configured is "
+                f"{configured}: "
                 f"two nodes use this number, or the configurations differ"
             )
             self._conflict(("address", header.sender), sentence, now_ms)
             return wire.WRONG_SOURCE
-        if known is not None and not known.window.accept(header.seq):
-            return wire.REPLAYED
         if known is None:
             newest = peer.pending or peer.present
             if newest is not None and header.generation < newest.generation:
                 return self._old_generation(peer, header, body, now_ms, my_seq)
             known = peer.pending = Session(cipher, my_seq)
-            known.window.accept(header.seq)
+        if not known.window.accept(header.seq):
+            return wire.REPLAYED
+        if len(peer.addresses) > 1 and kind_of(body) in HEARTBEATS:
+            known.opened.append(_Opened(datagram, number_of(body), {link}, now_ms))
         return self._believe(peer, known, header, body, now_ms, my_seq)
+
+    @staticmethod
+    def _copy(session: Session, sender: int, datagram: bytes, link: int, now_ms: int) -> Copy | str | None:
+        """What a datagram is that equals one opened before; None if it is none."""
+        for opened in session.opened:
+            if opened.datagram == datagram:
+                if link in opened.links:
+                    return wire.REPLAYED
+                opened.links.add(link)
+                return Copy(sender, opened.beat, now_ms - opened.at_ms)
+        return None
 
     def _believe(
         self, peer: _Peer, session: Session, header: wire.Header, body: bytes, now_ms: int, my_seq: int
     ) -> Admitted | str:
-        is_heartbeat = kind_of(body) == HEARTBEAT
-        if is_heartbeat and header.seq > session.beat_seq:
+        kind = kind_of(body)
+        beat = number_of(body) if kind in HEARTBEATS else 0
+        if kind in HEARTBEATS and header.seq > session.beat_seq:
             session.beat_seq, session.beat_ms = header.seq, now_ms
         if session is peer.present:
-            return Admitted(header.sender, header.seq, body, is_heartbeat, False)
+            return Admitted(header.sender, header.seq, body, kind, beat, False)
         if not self._names_me(body, 0, my_seq):
             return ""
         peer.present, peer.pending = session, None
         session.since_seq = my_seq
-        return Admitted(header.sender, header.seq, body, is_heartbeat, True)
+        return Admitted(header.sender, header.seq, body, kind, beat, True)
 
     def _names_me(self, body: bytes, after_seq: int, my_seq: int) -> bool:
         """Does the message say that it heard a heartbeat of this very process, newer than `after_seq`?"""
-        if kind_of(body) != HEARTBEAT:
+        if kind_of(body) not in HEARTBEATS:
             return False
         said, pulses = split_heartbeat(body)
         for place, entry in enumerate(decode_said(said, pulses).entries):
@@ -171,7 +222,7 @@ class Admission:
         """Late frames of a process that ended are harmless. One that heard us lately has not ended."""
         if peer.present is not None and self._names_me(body, peer.present.since_seq + 1, my_seq):
             sentence = (
-                f"two processes at {peer.address} call themselves {peer.name} (number {header.sender}): "
+                f"two processes at {peer.addresses[0]} call themselves {peer.name} (number {header.sender}): "
                 f"give every node its own name, number and address"
             )
             self._conflict(("process", header.sender), sentence, now_ms)

@@ -19,12 +19,13 @@ from nodewatch.lease import Timing
 NUMBER_MAX = 4095
 NODES_MAX = 16
 """Heartbeats describe every node in one datagram, which must fit one Ethernet frame."""
+LINKS_MAX = 4
 DEFAULT_PORT = 7747
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "cluster": ("name", "uuid", "key_file", "this"),
-    "node": ("name", "number", "address"),
+    "node": ("name", "number", "address", "addresses"),
     "timing": tuple(entry.name for entry in fields(Timing)),
     "network": ("port",),
     "metrics": ("listen",),
@@ -49,6 +50,14 @@ class NodeConfig:
     number: int
     """1..4095, permanent, part of the reservation key."""
     address: str
+    """On the first heartbeat link."""
+    further: tuple[str, ...] = ()
+    """On the second link, the third ...; every node has as many."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """One per heartbeat link, in the order of the links."""
+        return (self.address, *self.further)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +94,16 @@ class ClusterConfig:
         # Imported here: hactld reads this file too and does not need the library for anything.
         from cryptography.hazmat.primitives import hashes
 
-        nodes = sorted((node.number, node.name, node.address) for node in self.nodes)
+        nodes = sorted((node.number, node.name, *node.addresses) for node in self.nodes)
         timing = [(entry.name, getattr(self.timing, entry.name)) for entry in fields(Timing)]
         summary = hashes.Hash(hashes.SHA256())
         summary.update(repr((self.name, self.uuid, nodes, timing, self.port)).encode())
         return summary.finalize()[:8]
+
+    @property
+    def links(self) -> int:
+        """How many heartbeat links there are."""
+        return len(self.nodes[0].addresses)
 
     def warnings(self) -> list[str]:
         """What is allowed but worth a sentence."""
@@ -165,44 +179,71 @@ class _Reader:
             raise self._error("node", NODES_MAX, None, f"{len(tables)} nodes", f"at most {NODES_MAX} are supported")
         nodes = []
         for index, table in enumerate(tables):
-            address = self._text("node", index, table, "address", _is_address, "an IPv4 or IPv6 address, no name")
+            addresses = self._addresses(index, table)
             nodes.append(
                 NodeConfig(
                     name=self._text("node", index, table, "name", _is_name, "letters, digits, - . _"),
                     number=self._integer("node", index, table, "number", 1, NUMBER_MAX, None),
-                    address=str(ipaddress.ip_address(address)),
+                    address=addresses[0],
+                    further=addresses[1:],
                 )
             )
         self._check_unique(nodes)
-        self._check_family(nodes)
+        self._check_addresses(nodes)
         return tuple(nodes)
+
+    def _addresses(self, index: int, table: Mapping[str, Any]) -> tuple[str, ...]:
+        """`address` of the only link, or `addresses`, one per link."""
+        wanted = "an IPv4 or IPv6 address, no name"
+        if "addresses" not in table:
+            only = self._text("node", index, table, "address", _is_address, wanted)
+            return (str(ipaddress.ip_address(only)),)
+        if "address" in table:
+            problem = "both `address` and `addresses` are given"
+            raise self._error("node", index, "address", problem, "keep `addresses`, one for each heartbeat link")
+        given = table["addresses"]
+        if not isinstance(given, list) or not 1 <= len(given) <= LINKS_MAX:
+            action = f"it must be a list of 1 to {LINKS_MAX} addresses, one for each heartbeat link"
+            raise self._error("node", index, "addresses", f"{given!r} is not valid", action)
+        for each in given:
+            if not isinstance(each, str) or not _is_address(each):
+                raise self._error("node", index, "addresses", f"{each!r} is not valid", f"each must be {wanted}")
+        return tuple(str(ipaddress.ip_address(each)) for each in given)
 
     def _check_unique(self, nodes: list[NodeConfig]) -> None:
         for key in ("name", "number", "address"):
             first: dict[object, int] = {}
             for index, node in enumerate(nodes):
-                value = getattr(node, key)
-                if value in first:
-                    other = self._line("node", first[value], key)
-                    raise self._error(
-                        "node",
-                        index,
-                        key,
-                        f"{value!r} is already used at line {other}",
-                        f"give every node its own {key}",
-                    )
-                first[value] = index
+                values = node.addresses if key == "address" else (getattr(node, key),)
+                for value in values:
+                    if value in first:
+                        other = self._line("node", first[value], self._address_key(first[value], key))
+                        raise self._error(
+                            "node",
+                            index,
+                            self._address_key(index, key),
+                            f"{value!r} is already used at line {other}",
+                            f"give every node its own {key}" + (" on each link" if len(values) > 1 else ""),
+                        )
+                    first[value] = index
 
-    def _check_family(self, nodes: list[NodeConfig]) -> None:
+    def _address_key(self, index: int, key: str) -> str:
+        """Under which name the file gives the address of the index-th node."""
+        return "addresses" if key == "address" and "addresses" in self._document["node"][index] else key
+
+    def _check_addresses(self, nodes: list[NodeConfig]) -> None:
+        """Position = link: as many on every node, and one family per link."""
+        first = nodes[0]
         for index, node in enumerate(nodes):
-            if (":" in node.address) != (":" in nodes[0].address):
-                raise self._error(
-                    "node",
-                    index,
-                    "address",
-                    "IPv4 and IPv6 are mixed",
-                    "use addresses of one family for heartbeats",
-                )
+            key = self._address_key(index, "address")
+            if len(node.addresses) != len(first.addresses):
+                problem = f"{len(node.addresses)} addresses, but {first.name} has {len(first.addresses)}"
+                action = "give every node one address on each heartbeat link, in the same order"
+                raise self._error("node", index, key, problem, action)
+            for mine, other in zip(node.addresses, first.addresses, strict=True):
+                if (":" in mine) != (":" in other):
+                    action = "use addresses of one family on a link"
+                    raise self._error("node", index, key, "IPv4 and IPv6 are mixed", action)
 
     def _timing(self) -> Timing:
         table = self._table("timing")

@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from nodewatch import events as ev
-from nodewatch.admission import Admission, Admitted
+from nodewatch.admission import Admission, Admitted, Copy
 from nodewatch.barring import UNHEARD_PATIENCE_MS, Barring
 from nodewatch.config import ClusterConfig, NodeConfig
 from nodewatch.daemonwatch import DaemonWatch
@@ -28,24 +28,35 @@ from nodewatch.detector import Detector
 from nodewatch.election import Election, Observed
 from nodewatch.gates import Gates
 from nodewatch.heartbeat import (
+    ASKING,
+    LETTER,
     MAX_AGE_MS,
+    REQUEST,
     Daemon,
     Entry,
     EntryFlag,
     HeartbeatFlag,
     Malformed,
     Pulse,
+    Request,
     Role,
     Said,
+    Told,
     decode_letter,
+    decode_request,
+    decode_told,
     encode_heartbeat,
     encode_letter,
+    encode_request,
     encode_said,
+    encode_told,
     split_heartbeat,
 )
 from nodewatch.lease import OwnLease
 from nodewatch.letters import ACK_AT_ONCE
+from nodewatch.links import Links
 from nodewatch.peers import Peer
+from nodewatch.prober import Ask, Help, Prober, Tell
 from nodewatch.quorum import majority
 from nodewatch.show import Scene, show
 from nodewatch.stable import Stable
@@ -73,6 +84,8 @@ class NodeWatch:
         self._cipher = Cipher(key, config.uuid, me.number, restored.generation)
         self._seq = 0
         self._beat_seq = 0
+        self._beats = 0
+        """Heartbeats that went to everybody."""
         self._peers = {node.number: Peer(node, now_ms) for node in others}
         self._all = tuple(self._peers)
         self._numbers = {node.name: node.number for node in config.nodes}
@@ -82,6 +95,8 @@ class NodeWatch:
         self._detector = Detector(
             self._peers, heartbeat_ms=timing.heartbeat_ms, overdue_ms=timing.overdue_ms, now_ms=now_ms
         )
+        self._links = Links(self._all, count=config.links, fresh_ms=timing.overdue_ms)
+        self._prober = Prober(self._all, timing, self._detector)
         self._election = Election(
             me=me.number,
             needed=self._needed,
@@ -116,6 +131,8 @@ class NodeWatch:
             detector=self._detector,
             barring=self._barring,
             gates=self._gates,
+            links=self._links,
+            prober=self._prober,
         )
         self._durable = self._requested = restored
         self._yielded = False
@@ -123,8 +140,9 @@ class NodeWatch:
         self._serving = False
         self._patience_ends_ms = now_ms + UNHEARD_PATIENCE_MS
         self._shown_gates: dict[str, GateState] = {}
-        self._said: tuple[bool, bytes] | None = None
-        """The half of my heartbeats that seldom changes, and whether it says that I gave up. None = make it anew."""
+        self._said: tuple[tuple[bool, list[int]], bytes] | None = None
+        """The half of my heartbeats that seldom changes, and what it says of giving up and of links. None = make it
+        anew."""
         self._next_beat_ms = now_ms
         self._last_beat_ms = now_ms - timing.heartbeat_ms
         self._published_ms = now_ms - PUBLISH_MS
@@ -201,6 +219,7 @@ class NodeWatch:
             self._daemon.deadline_ms(now) if self._daemon.state(now) == self._daemon_state else now,
             None if self._election.leader else self._election.deadline_ms(self._observed(now)),
             self._lease.end_ms if self._serving else None,
+            self._prober.deadline_ms(),
         ):
             if candidate is not None and candidate < found:
                 found = candidate
@@ -227,7 +246,8 @@ class NodeWatch:
 
     def _take_datagram(self, event: ev.Datagram) -> None:
         admission = self._admission
-        admitted = admission.admit(event.source, event.data, now_ms=event.now_ms, my_seq=self._beat_seq)
+        now = event.now_ms
+        admitted = admission.admit(event.source, event.data, now_ms=now, my_seq=self._beat_seq, link=event.link)
         if admission.warnings:
             self._changed = True
             for warning in admission.warnings:
@@ -238,14 +258,18 @@ class NodeWatch:
             return
         peer = self._peers[admitted.number]
         try:
+            if isinstance(admitted, Copy):
+                self._links.heard(admitted.number, event.link, now, number=admitted.beat, late_ms=admitted.late_ms)
+                return
             if admitted.reborn:
                 self._new_process(peer)
+            self._links.heard(admitted.number, event.link, now, number=admitted.beat)
             if not admitted.is_heartbeat:
-                self._take_letter(peer, admitted.body, event.now_ms)
+                self._take_other(peer, admitted, now)
             elif admitted.seq > peer.beat_seq:
-                self._take_heartbeat(peer, admitted, event.now_ms)
+                self._take_heartbeat(peer, admitted, now)
         except Malformed:
-            admission.drop(MALFORMED, event.source, event.now_ms)
+            admission.drop(MALFORMED, event.source, now)
 
     def _new_process(self, peer: Peer) -> None:
         session = self._admission.session(peer.config.number)
@@ -262,6 +286,8 @@ class NodeWatch:
         if self._detector.heard(number, now):
             self._dirty = self._changed = self._urgent = True
             self._log(f"node={peer.config.name} {before}->alive")
+        for tell in self._prober.heard(number, now):
+            self._send_probe(tell, now)
 
     def _take_heartbeat(self, peer: Peer, admitted: Admitted, now: int) -> None:
         said_bytes, pulses = split_heartbeat(admitted.body)
@@ -272,7 +298,12 @@ class NodeWatch:
         if news:
             self._take_news(peer, before, pulses, now)
         if not peer.mismatch:
-            self._take_pulse(peer, peer.my_pulse(pulses), now)
+            pulse, wants = peer.my_pulse(pulses), admitted.kind == ASKING
+            self._take_pulse(peer, pulse, now)
+            if peer.my_entry is not None and pulse is not None:
+                overdue = bool(peer.my_entry.flags & EntryFlag.OVERDUE)
+                number = peer.config.number
+                self._prober.asked(number, now, misses_me_ms=pulse.held_ms, overdue=overdue, wants=wants)
         if peer.config.number == self._election.leader and now - self._last_beat_ms >= self._timing.heartbeat_ms // 2:
             self._next_beat_ms = now
 
@@ -315,9 +346,26 @@ class NodeWatch:
 
     # --- messages between the daemons -----------------------------------------------------------------------------
 
-    def _take_letter(self, peer: Peer, body: bytes, now: int) -> None:
-        letter = decode_letter(body)
+    def _take_other(self, peer: Peer, admitted: Admitted, now: int) -> None:
+        """A letter, or what concerns a third node."""
         self._note_heard(peer, now)
+        if admitted.kind == LETTER:
+            self._take_letter(peer, admitted.body)
+        elif peer.mismatch:
+            return
+        elif admitted.kind == REQUEST:
+            request = decode_request(admitted.body)
+            for probe in self._prober.favour(peer.config.number, request.subject, request.ident, now):
+                self._send_probe(probe, now)
+        else:
+            told = decode_told(admitted.body)
+            if self._prober.told(peer.config.number, told.subject, told.ident, told.heard_ms_ago, now):
+                self._changed = True
+                subject, silent = self._peers[told.subject].config.name, self._detector.silent_ms(told.subject, now)
+                self._log(f"node={subject} silent here for {silent} ms, but {peer.config.name} hears it")
+
+    def _take_letter(self, peer: Peer, body: bytes) -> None:
+        letter = decode_letter(body)
         if letter.to_generation != self._generation:
             return
         for message in peer.inbox.receive(letter):
@@ -345,9 +393,13 @@ class NodeWatch:
             letters, lost = peer.outbox.due(now)
             self._undelivered(lost)
             for letter in letters:
-                self._seq += 1
-                datagram = self._cipher.seal(self._seq, encode_letter(letter))
-                self._out.append(ev.Transmit(to=(number,), datagram=datagram))
+                heard_there = peer.my_entry.links if peer.my_entry is not None else 0
+                link = self._links.best(number, now, heard_there, peer.outbox.attempt)
+                self._send(number, encode_letter(letter), link)
+
+    def _send(self, number: int, body: bytes, link: int | None) -> None:
+        self._seq += 1
+        self._out.append(ev.Transmit(to=(number,), datagram=self._cipher.seal(self._seq, body), link=link))
 
     def _undelivered(self, count: int) -> None:
         if count:
@@ -469,6 +521,8 @@ class NodeWatch:
             if self._barring.barred_mark:
                 self._gates.latch()
         left_ms = lease.left_ms(now)
+        needs_acks = left_ms > 0 and not forbidden and self._gates.kept
+        self._prober.short_of_acks(lease.end_ms - self._timing.gate_ms + 1 if needs_acks else None)
         if self._serving != (left_ms > 0):
             self._serving = left_ms > 0
             self._changed = True
@@ -496,6 +550,8 @@ class NodeWatch:
         """To the peers, and to hactld."""
         if self._urgent or now >= self._next_beat_ms:
             self._beat(now)
+        for probe in self._prober.due(now):
+            self._send_probe(probe, now)
         self._send_letters(now)
         gates = self._gates.states(now)
         if self._changed or gates != self._shown_gates or now - self._published_ms >= PUBLISH_MS:
@@ -504,22 +560,38 @@ class NodeWatch:
             self._published_ms = now
             self._out.append(ev.Publish())
 
-    def _beat(self, now: int, *, goodbye: bool = False) -> None:
+    def _send_probe(self, probe: Ask | Help | Tell, now: int) -> None:
+        match probe:
+            case Ask():
+                self._send_heartbeat((probe.to,), now, asking=probe.asking)
+            case Help():
+                self._send(probe.to, encode_request(Request(probe.subject, probe.ident)), None)
+            case Tell():
+                self._send(probe.to, encode_told(Told(probe.subject, probe.ident, probe.heard_ms_ago)), None)
+
+    def _send_heartbeat(
+        self, to: tuple[int, ...], now: int, *, number: int = 0, asking: bool = False, goodbye: bool = False
+    ) -> None:
         gave_up = self._gave_up(now)
         self._seq += 1
         self._beat_seq = self._seq
         self._lease.sent(self._seq, now)
         if gave_up:
             self._lease.give_up(self._seq)
+        key = gave_up, [self._links.mask(peer, now) for peer in self._all]
         if goodbye:
             said = encode_said(self._make_said(now, gave_up=gave_up, goodbye=True))
-        elif self._said is None or self._said[0] != gave_up or self._fresh(now):
+        elif self._said is None or self._said[0] != key or self._fresh(now):
             said = encode_said(self._make_said(now, gave_up=gave_up, goodbye=False))
-            self._said = (gave_up, said)
+            self._said = (key, said)
         else:
             said = self._said[1]
-        body = encode_heartbeat(said, self._pulses(now))
-        self._out.append(ev.Transmit(to=self._all, datagram=self._cipher.seal(self._seq, body)))
+        body = encode_heartbeat(said, self._pulses(now), number=number, asking=asking)
+        self._out.append(ev.Transmit(to=to, datagram=self._cipher.seal(self._seq, body)))
+
+    def _beat(self, now: int, *, goodbye: bool = False) -> None:
+        self._beats += 1
+        self._send_heartbeat(self._all, now, number=self._beats, goodbye=goodbye)
         self._last_beat_ms = now
         # A follower's own timer is a little slower than the leader's: it answers the leader's heartbeat.
         pace_ms = self._timing.heartbeat_ms
@@ -575,6 +647,7 @@ class NodeWatch:
             self._barring.promises.lifted.get(number, 0),
             peer.inbox.stream,
             peer.inbox.expected,
+            self._links.mask(number, now),
         )
 
     def _own_entry(self) -> Entry:

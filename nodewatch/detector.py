@@ -79,6 +79,9 @@ class Detector:
     def gone(self, peer: int) -> bool:
         return peer in self._gone
 
+    def heard_ms(self, peer: int) -> int | None:
+        return self._heard[peer]
+
     def silent_ms(self, peer: int, now_ms: int) -> int | None:
         heard = self._heard[peer]
         return None if heard is None else now_ms - heard

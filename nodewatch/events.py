@@ -22,6 +22,8 @@ class Datagram:
     source: str
     """The sender's IP address."""
     data: bytes
+    link: int = 0
+    """The heartbeat link on which it came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,10 +141,12 @@ Event = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transmit:
-    """Send one datagram to each of these node numbers. On every link, when there are several."""
+    """Send one datagram to each of these node numbers."""
 
     to: tuple[int, ...]
     datagram: bytes
+    link: int | None = None
+    """On this heartbeat link only; None = on every one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

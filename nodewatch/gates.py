@@ -95,6 +95,11 @@ class Gates:
                 gate.renewed_ms = None
                 gate.tried_ms = now_ms
 
+    @property
+    def kept(self) -> bool:
+        """There are gates to be renewed."""
+        return any(not gate.latched for gate in self._gates.values())
+
     def latch(self) -> None:
         for gate in self._gates.values():
             gate.latched = True

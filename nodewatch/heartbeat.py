@@ -6,8 +6,9 @@ something happens, *pulses* (one per entry) change every time. A reader compares
 it read before and, nearly always, has nothing more to do than to look at the pulse about itself: that is what keeps an
 idle node cheap.
 
-    heartbeat   kind 1 | length of said 2 | said | pulses
+    heartbeat   kind 1 | length of said 2 | number 4 | said | pulses
     letter      kind 1 | ...        a fragment of what one hactld sends another, see `letters.py`
+    request     kind 1 | ...        please ask that node, I do not hear it; and what came of it: `prober.py`
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from typing import Final, NamedTuple
 
 HEARTBEAT = 1
 LETTER = 2
+ASKING = 3
+"""A heartbeat whose sender wants to hear one at once."""
+HEARTBEATS: Final = (HEARTBEAT, ASKING)
+REQUEST = 4
+TOLD = 5
 MAX_AGE_MS = 0xFFFFFFFF
 
 
@@ -76,6 +82,8 @@ class Entry(NamedTuple):
     stream: int
     letter: int
     """The next letter expected in that stream of the node's letters to me."""
+    links: int = 0
+    """Bit k: heard on link k within overdue_ms."""
 
 
 class Pulse(NamedTuple):
@@ -128,17 +136,34 @@ class Letter(NamedTuple):
     content: bytes
 
 
+class Request(NamedTuple):
+    """The sender hears nothing of node `subject`: would you ask it?"""
+
+    subject: int
+    ident: int
+
+
+class Told(NamedTuple):
+    """The sender heard node `subject` so long before this left. Hearsay: for people, never for a lease or a bar."""
+
+    subject: int
+    ident: int
+    heard_ms_ago: int
+
+
 class Malformed(Exception):
     """An authentic body that does not parse: another version of the program, or a bug."""
 
 
-_START = struct.Struct(">BH")
+_START = struct.Struct(">BHI")
 _HEAD = struct.Struct(">BBB8sQHHHQBB")
-_ENTRY = struct.Struct(">HBQQQII")
+_ENTRY = struct.Struct(">HBQQQIIB")
 _ORDER = struct.Struct(">HBBQ")
 PULSE_BYTES = 14
 _PULSE = struct.Struct(">QHI")
 _LETTER = struct.Struct(">BQIIB")
+_REQUEST = struct.Struct(">BHQ")
+_TOLD = struct.Struct(">BHQI")
 MAX_CONTENT = 1200
 
 
@@ -150,20 +175,37 @@ def encode_said(said: Said) -> bytes:
     return b"".join(parts)
 
 
-def encode_heartbeat(said: bytes, pulses: list[Pulse]) -> bytes:
-    """A whole body; one pulse for each entry of what was said."""
-    return _START.pack(HEARTBEAT, len(said)) + said + b"".join([_PULSE.pack(*pulse) for pulse in pulses])
+def encode_heartbeat(said: bytes, pulses: list[Pulse], *, number: int = 0, asking: bool = False) -> bytes:
+    """A whole body; one pulse for each entry of what was said. `number` counts the heartbeats that go to everybody, so
+    that a reader can tell how many it missed; 0 = out of turn, for one peer."""
+    start = _START.pack(ASKING if asking else HEARTBEAT, len(said), number & 0xFFFFFFFF)
+    return start + said + b"".join([_PULSE.pack(*pulse) for pulse in pulses])
 
 
 def encode_letter(letter: Letter) -> bytes:
     return _LETTER.pack(LETTER, letter.to_generation, letter.stream, letter.place, letter.last) + letter.content
 
 
+def encode_request(request: Request) -> bytes:
+    return _REQUEST.pack(REQUEST, *request)
+
+
+def encode_told(told: Told) -> bytes:
+    return _TOLD.pack(TOLD, *told)
+
+
 def kind_of(body: bytes) -> int:
-    """HEARTBEAT or LETTER. Raises Malformed."""
-    if body[:1] in (b"\x01", b"\x02"):
+    """HEARTBEAT, ASKING, LETTER, REQUEST or TOLD. Raises Malformed."""
+    if body and HEARTBEAT <= body[0] <= TOLD:
         return body[0]
     raise Malformed(f"no such kind of message: {body[:1].hex() or 'empty'}")
+
+
+def number_of(body: bytes) -> int:
+    """Of a heartbeat, see `encode_heartbeat`. Raises Malformed."""
+    if len(body) < _START.size:
+        raise Malformed(f"a heartbeat of {len(body)} bytes")
+    return int(_START.unpack_from(body)[2])
 
 
 def split_heartbeat(body: bytes) -> tuple[bytes, bytes]:
@@ -204,3 +246,17 @@ def decode_letter(body: bytes) -> Letter:
         raise Malformed(f"a letter of {len(body)} bytes")
     _, to_generation, stream, place, last = _LETTER.unpack_from(body)
     return Letter(to_generation, stream, place, last, body[_LETTER.size :])
+
+
+def decode_request(body: bytes) -> Request:
+    """Raises Malformed."""
+    if len(body) != _REQUEST.size:
+        raise Malformed(f"a request of {len(body)} bytes")
+    return Request(*_REQUEST.unpack(body)[1:])
+
+
+def decode_told(body: bytes) -> Told:
+    """Raises Malformed."""
+    if len(body) != _TOLD.size:
+        raise Malformed(f"an answer to a request of {len(body)} bytes")
+    return Told(*_TOLD.unpack(body)[1:])

@@ -30,7 +30,7 @@ class _Waiting(NamedTuple):
 
 
 class Outbox:
-    __slots__ = ("_generation", "_next", "_queue", "_sent", "_sent_ms", "_stream")
+    __slots__ = ("_generation", "_next", "_queue", "_sent", "_sent_ms", "_stream", "attempt")
 
     def __init__(self) -> None:
         self._stream = 0
@@ -40,6 +40,8 @@ class Outbox:
         """How many of the queue's head were sent in this round."""
         self._sent_ms = 0
         self._next = 0
+        self.attempt = 0
+        """How often the head of the queue was sent in vain."""
 
     def open(self, generation: int) -> int:
         """The peer's process is `generation`: letters to the one before it are dropped. Gives how many
@@ -65,6 +67,7 @@ class Outbox:
         while self._queue and self._queue[0].place < expected:
             self._queue.popleft()
             self._sent = max(0, self._sent - 1)
+            self.attempt = 0
 
     def due(self, now_ms: int) -> tuple[list[Letter], int]:
         """Letters to send now, and how many messages were given up."""
@@ -73,6 +76,7 @@ class Outbox:
             lost = self._drop()
         if self._sent and now_ms - self._sent_ms >= RESEND_MS:
             self._sent = 0
+            self.attempt += 1
         found = [
             Letter(self._generation, self._stream, self._queue[at].place, self._queue[at].last, self._queue[at].content)
             for at in range(self._sent, min(len(self._queue), WINDOW))
@@ -90,6 +94,7 @@ class Outbox:
         self._queue.clear()
         self._sent = 0
         self._next = 0
+        self.attempt = 0
         self._stream += 1
         return lost
 

@@ -11,8 +11,10 @@ from nodewatch.detector import Detector
 from nodewatch.election import Election
 from nodewatch.gates import Gates
 from nodewatch.heartbeat import Daemon, EntryFlag, Role
+from nodewatch.links import Links
 from nodewatch.peers import Peer
-from nodewatch.view import DaemonState, NodeView, RoleName, View
+from nodewatch.prober import Prober
+from nodewatch.view import DaemonState, LinkState, LinkView, NodeView, ProbeView, RoleName, View
 
 DAEMON_NAMES: dict[int, DaemonState] = {
     Daemon.OK: "ok",
@@ -42,6 +44,8 @@ class Scene:
     detector: Detector
     barring: Barring
     gates: Gates
+    links: Links
+    prober: Prober
 
     def name(self, number: int) -> str | None:
         return next((node.name for node in self.nodes if node.number == number), None)
@@ -106,9 +110,68 @@ def _me(scene: Scene, now_ms: int, *, leads: bool, gave_up: bool, daemon: Daemon
         confirmed=safe_in_ms is not None,
         safe_in_ms=safe_in_ms,
         gave_up=gave_up,
-        why="this node",
+        why=_own_condition(scene),
         rtt_ms=None,
+        links=tuple(_own_link(scene, link, address) for link, address in enumerate(scene.me.addresses)),
+        promised_by=_promisers(scene, scene.me.number, leads=leads),
     )
+
+
+def _own_condition(scene: Scene) -> str:
+    if scene.links.cut_off:
+        return "this node, cut off: " + "; ".join(scene.links.down[link] for link in sorted(scene.links.down))
+    return "this node"
+
+
+def _own_link(scene: Scene, link: int, address: str) -> LinkView:
+    trouble = scene.links.down.get(link, "")
+    return LinkView(address=address, state="down" if trouble else "up", why=trouble)
+
+
+def _peer_link(scene: Scene, peer: Peer, link: int, address: str, now_ms: int) -> LinkView:
+    number, links = peer.config.number, scene.links
+    route, bit, trouble = links.route(number, link), 1 << link, links.down.get(link, "")
+    heard: LinkState = "unheard" if route.heard_ms is None else "silent"
+    state: LinkState = "up" if links.mask(number, now_ms) & bit else heard
+    return LinkView(
+        address=address,
+        state="down" if trouble else state,
+        why=trouble,
+        heard_ms_ago=None if route.heard_ms is None else now_ms - route.heard_ms,
+        rtt_ms=None if peer.rtt_ms is None or route.heard_ms is None else float(peer.rtt_ms + 2 * route.lag_ms),
+        loss_percent=route.loss_percent(links.newest(number)),
+        hears_us=None if peer.my_entry is None else bool(peer.my_entry.links & bit),
+    )
+
+
+def _probe(scene: Scene, number: int, now_ms: int) -> ProbeView | None:
+    silence = scene.prober.silences.get(number)
+    if silence is None:
+        return None
+    return ProbeView(
+        asked_ms_ago=now_ms - silence.asked_ms,
+        times=silence.times,
+        through=tuple(scene.name(helper) or "?" for helper in silence.helpers),
+        told_by={scene.name(helper) or "?": now_ms - at_ms for helper, at_ms in silence.told.items()},
+        answered=silence.answered_ms is not None,
+    )
+
+
+def _reachable_from(scene: Scene, subject: int) -> tuple[str, ...]:
+    """Who says in its newest heartbeat that the subject is not overdue there."""
+    found = []
+    for number, peer in scene.peers.items():
+        if number == subject or peer.said is None or not scene.detector.alive(number):
+            continue
+        if any(e.number == subject and e.generation and not e.flags & EntryFlag.OVERDUE for e in peer.said.entries):
+            found.append(peer.config.name)
+    return tuple(found)
+
+
+def _promisers(scene: Scene, number: int, *, leads: bool) -> tuple[str, ...]:
+    if not leads:
+        return ()
+    return tuple(scene.name(promiser) or "?" for promiser in scene.barring.table.promisers(number))
 
 
 def _peer(scene: Scene, peer: Peer, now_ms: int, *, leads: bool) -> NodeView:
@@ -126,6 +189,12 @@ def _peer(scene: Scene, peer: Peer, now_ms: int, *, leads: bool) -> NodeView:
         gave_up=peer.gave_up,
         why="; ".join(_reasons(scene, peer, now_ms, leads=leads)),
         rtt_ms=None if peer.rtt_ms is None else float(peer.rtt_ms),
+        links=tuple(
+            _peer_link(scene, peer, link, address, now_ms) for link, address in enumerate(peer.config.addresses)
+        ),
+        probe=_probe(scene, number, now_ms),
+        reachable_from=_reachable_from(scene, number),
+        promised_by=_promisers(scene, number, leads=leads),
     )
 
 
@@ -133,6 +202,18 @@ def _reasons(scene: Scene, peer: Peer, now_ms: int, *, leads: bool) -> list[str]
     number = peer.config.number
     detector = scene.detector
     reasons = [_liveness(scene, number, now_ms)]
+    if not detector.alive(number):
+        elsewhere = _reachable_from(scene, number)
+        if elsewhere and not detector.gone(number):
+            reasons.append(f"but {', '.join(elsewhere)} says that it hears it")
+    else:
+        mute = [
+            f"{link.address} {link.state}"
+            for link in (_peer_link(scene, peer, k, a, now_ms) for k, a in enumerate(peer.config.addresses))
+            if link.state != "up"
+        ]
+        if mute:
+            reasons.append("links " + ", ".join(mute))
     if peer.mismatch:
         reasons.append("its configuration differs from ours")
     if peer.said is not None and detector.alive(number):
@@ -150,6 +231,8 @@ def _liveness(scene: Scene, number: int, now_ms: int) -> str:
     silence_ms = scene.detector.silent_ms(number, now_ms)
     if scene.detector.gone(number):
         return "said goodbye"
+    if scene.links.cut_off and not scene.detector.alive(number):
+        return "this node is cut off: no link of its own works"
     if silence_ms is None:
         hint = ", but its packets arrive: it does not hear us" if scene.admission.unproven(number) else ""
         return f"not heard since this process began {now_ms - scene.start_ms} ms ago{hint}"

@@ -19,8 +19,45 @@ DaemonState = Literal["ok", "hung", "gone", "absent"]
 """ok: beats. hung: connected, no beat for daemon_hang_ms. gone: socket closed, may come back. absent: not
 coming."""
 
+LinkState = Literal["up", "silent", "down", "unheard"]
+"""up: heard on it within overdue_ms (of this node itself: nothing is known against it). silent: was heard. down: this
+host's kernel says that it cannot work."""
+
 RoleName = Literal["leader", "candidate", "follower"]
 GateState = Literal["open", "closed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkView:
+    """One heartbeat link towards one node; of this node itself: what the kernel says of it."""
+
+    address: str
+    """Of that node."""
+    state: LinkState
+    why: str = ""
+    """When down."""
+    heard_ms_ago: int | None = None
+    rtt_ms: float | None = None
+    """Over the fastest link, measured; over a slower one that figure and twice its lag, as if both ways were alike."""
+    loss_percent: int | None = None
+    """Of its last 64 heartbeats; None while too few were sent."""
+    hears_us: bool | None = None
+    """Does that node say that it hears us on this link? None = it said nothing yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeView:
+    """What was asked when that node last fell silent for half of overdue_ms."""
+
+    asked_ms_ago: int
+    """The newest time."""
+    times: int
+    through: tuple[str, ...]
+    """Nodes that were asked to ask it."""
+    told_by: Mapping[str, int]
+    """Which of them heard it, and how many ms ago."""
+    answered: bool
+    """It was heard again, first hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +79,13 @@ class NodeView:
     why: str
     """What the verdict rests on, for people."""
     rtt_ms: float | None
+    links: tuple[LinkView, ...] = ()
+    """In the order of the configuration."""
+    probe: ProbeView | None = None
+    reachable_from: tuple[str, ...] = ()
+    """Other nodes that say that they hear it. Hearsay: it lets nobody serve and bars nobody."""
+    promised_by: tuple[str, ...] = ()
+    """Who promised to acknowledge it no more; on the leader only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +119,29 @@ def to_json(view: View) -> dict[str, Any]:
     plain: dict[str, Any] = {"t": "view"}
     for name in View.__dataclass_fields__:
         plain[name] = getattr(view, name)
-    plain["nodes"] = {
-        name: {key: getattr(node, key) for key in NodeView.__dataclass_fields__} for name, node in view.nodes.items()
-    }
+    plain["nodes"] = {name: _node_to_json(node) for name, node in view.nodes.items()}
     return plain
+
+
+def _node_to_json(node: NodeView) -> dict[str, Any]:
+    plain = {key: getattr(node, key) for key in NodeView.__dataclass_fields__}
+    plain["links"] = [_fields(link) for link in node.links]
+    plain["probe"] = None if node.probe is None else _fields(node.probe)
+    return plain
+
+
+def _fields(part: LinkView | ProbeView) -> dict[str, Any]:
+    return {key: getattr(part, key) for key in part.__dataclass_fields__}
+
+
+def _node_from_json(plain: Mapping[str, Any]) -> NodeView:
+    known = {key: plain[key] for key in NodeView.__dataclass_fields__}
+    known["links"] = tuple(LinkView(**link) for link in known["links"])
+    for key in ("reachable_from", "promised_by"):
+        known[key] = tuple(known[key])
+    if known["probe"] is not None:
+        known["probe"] = ProbeView(**{**known["probe"], "through": tuple(known["probe"]["through"])})
+    return NodeView(**known)
 
 
 def from_json(message: Mapping[str, Any]) -> View:
@@ -87,7 +150,5 @@ def from_json(message: Mapping[str, Any]) -> View:
     known["config_mismatch"] = tuple(known["config_mismatch"])
     known["conflict"] = tuple(known["conflict"])
     nodes = cast("Mapping[str, Mapping[str, Any]]", known["nodes"])
-    known["nodes"] = {
-        name: NodeView(**{key: node[key] for key in NodeView.__dataclass_fields__}) for name, node in nodes.items()
-    }
+    known["nodes"] = {name: _node_from_json(node) for name, node in nodes.items()}
     return View(**known)

@@ -18,13 +18,14 @@ KEY_BYTES = 32
 
 @click.command()
 @click.option("--cluster", required=True, help="A name for the cluster.")
-@click.option("--node", "nodes", multiple=True, required=True, metavar="NAME=NUMBER,ADDRESS")
+@click.option("--node", "nodes", multiple=True, required=True, metavar="NAME=NUMBER,ADDRESS[,ADDRESS...]")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve /metrics on each node's address.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), default=Path("/etc/hactl"), show_default=True)
 def init(cluster: str, nodes: tuple[str, ...], metrics_port: int | None, directory: Path) -> None:
     """Write hactl.toml and cluster.key for a new cluster; then copy both to every node.
 
     NUMBER (1 to 4095) is a node's for good: it is part of the keys on the disks. Never give it to another node.
+    Several addresses of a node are heartbeat links, each on a network of its own, in the same order on every node.
     """
     text = render_config(cluster, [parse_node(each) for each in nodes], metrics_port, str(uuid.uuid4()), directory)
     try:
@@ -45,17 +46,17 @@ def init(cluster: str, nodes: tuple[str, ...], metrics_port: int | None, directo
     click.echo("  systemctl enable --now hactl-nodewatch hactld")
 
 
-def parse_node(text: str) -> tuple[str, int, str]:
-    """`NAME=NUMBER,ADDRESS`. Raises click.BadParameter."""
-    name, equals, rest = text.partition("=")
-    number, comma, address = rest.partition(",")
-    if not (name and equals and comma and address and number.isdigit()):
+def parse_node(text: str) -> tuple[str, int, tuple[str, ...]]:
+    """`NAME=NUMBER,ADDRESS`, more addresses behind further commas. Raises click.BadParameter."""
+    name, _, rest = text.partition("=")
+    number, *addresses = rest.split(",")
+    if not (name and addresses and all(addresses) and number.isdigit()):
         raise click.BadParameter(f"{text!r}: NAME=NUMBER,ADDRESS is expected, as in n1=1,192.0.2.11")
-    return name, int(number), address
+    return name, int(number), tuple(addresses)
 
 
 def render_config(
-    cluster: str, nodes: list[tuple[str, int, str]], metrics_port: int | None, ident: str, directory: Path
+    cluster: str, nodes: list[tuple[str, int, tuple[str, ...]]], metrics_port: int | None, ident: str, directory: Path
 ) -> str:
     parts = [
         "# hactl: one file for the whole cluster, the same on every node.",
@@ -64,8 +65,10 @@ def render_config(
         f"uuid = {_quoted(ident)}",
         f"key_file = {_quoted(str(directory / 'cluster.key'))}",
     ]
-    for name, number, address in nodes:
-        parts += ["", "[[node]]", f"name = {_quoted(name)}", f"number = {number}", f"address = {_quoted(address)}"]
+    for name, number, addresses in nodes:
+        each = [_quoted(address) for address in addresses]
+        where = f"address = {each[0]}" if len(each) == 1 else f"addresses = [{', '.join(each)}]"
+        parts += ["", "[[node]]", f"name = {_quoted(name)}", f"number = {number}", where]
     if metrics_port is not None:
         parts += ["", "[metrics]", "# An empty host means the node's own address.", f'listen = ":{metrics_port}"']
     return "\n".join(parts) + "\n"

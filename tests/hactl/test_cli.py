@@ -136,6 +136,17 @@ def test_init_writes_a_configuration_that_is_accepted_and_a_secret_key(tmp_path:
     assert len(bytes.fromhex(key.read_text().strip())) == 32
 
 
+def test_init_takes_an_address_for_each_link(tmp_path: Path) -> None:
+    nodes = ("--node", "n1=1,192.0.2.11,198.51.100.11", "--node", "n2=2,192.0.2.12,198.51.100.12")
+    result = run("init", "--cluster", "demo", *nodes, "--dir", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    config = parse_config((tmp_path / "hactl.toml").read_text())
+    assert [node.addresses for node in config.nodes] == [
+        ("192.0.2.11", "198.51.100.11"),
+        ("192.0.2.12", "198.51.100.12"),
+    ]
+
+
 def test_init_never_overwrites(tmp_path: Path) -> None:
     assert run(*INIT, "--dir", str(tmp_path)).exit_code == 0
     before = [path.read_text() for path in sorted(tmp_path.iterdir())]

@@ -33,14 +33,20 @@ class Violation(AssertionError):
     """The cores broke a promise."""
 
 
-def cluster(count: int, timing: Timing | None = None) -> ClusterConfig:
+def cluster(count: int, timing: Timing | None = None, links: int = 1) -> ClusterConfig:
     return ClusterConfig(
         name="sim",
         uuid=UUID,
         key_file="/nonexistent",
         this=None,
         nodes=tuple(
-            NodeConfig(name=f"n{number}", number=number, address=f"10.0.0.{number}") for number in range(1, count + 1)
+            NodeConfig(
+                name=f"n{number}",
+                number=number,
+                address=f"10.0.0.{number}",
+                further=tuple(f"10.0.{link}.{number}" for link in range(1, links)),
+            )
+            for number in range(1, count + 1)
         ),
         timing=timing or Timing(),
         port=7747,
@@ -56,7 +62,11 @@ class Network:
     repeat: float = 0.0
     delay_ms: tuple[float, float] = (0.2, 2.0)
     cuts: set[tuple[int, int]] = field(default_factory=set)
-    """(from, to)."""
+    """(from, to), on every link."""
+    link_cuts: set[tuple[int, int, int]] = field(default_factory=set)
+    """(from, to, link)."""
+    link_delay_ms: dict[int, float] = field(default_factory=dict)
+    """What a link adds."""
 
 
 class SimNode:
@@ -180,7 +190,9 @@ class SimNode:
         match effect:
             case ev.Transmit():
                 for number in effect.to:
-                    self.sim.transmit(self, self.sim.nodes[number], effect.datagram)
+                    links = range(self.sim.config.links) if effect.link is None else (effect.link,)
+                    for link in links:
+                        self.sim.transmit(self, self.sim.nodes[number], effect.datagram, link)
             case ev.Persist():
                 self.persist(effect.stable)
             case ev.RenewGates():
@@ -271,11 +283,17 @@ class SimNode:
 
 class Simulation:
     def __init__(
-        self, seed: int, *, nodes: int = 3, core: type[NodeWatch] = NodeWatch, timing: Timing | None = None
+        self,
+        seed: int,
+        *,
+        nodes: int = 3,
+        core: type[NodeWatch] = NodeWatch,
+        timing: Timing | None = None,
+        links: int = 1,
     ) -> None:
         self.random = random.Random(seed)
         self.make_core = core
-        self.config = cluster(nodes, timing)
+        self.config = cluster(nodes, timing, links)
         self.now = 0.0
         self.network = Network()
         self.owner = 1
@@ -312,19 +330,20 @@ class Simulation:
     def note(self, node: SimNode, text: str) -> None:
         self.transcript.append(f"{self.now:9.1f} {node.config.name} {text}")
 
-    def transmit(self, sender: SimNode, receiver: SimNode, datagram: bytes) -> None:
+    def transmit(self, sender: SimNode, receiver: SimNode, datagram: bytes, link: int = 0) -> None:
         self.packets += 1
         network = self.network
-        if (sender.number, receiver.number) in network.cuts or self.random.random() < network.drop:
+        way = (sender.number, receiver.number)
+        if way in network.cuts or (*way, link) in network.link_cuts or self.random.random() < network.drop:
             return
         for _ in range(2 if self.random.random() < network.repeat else 1):
-            self.after(self.random.uniform(*network.delay_ms), lambda: self._arrive(sender, receiver, datagram))
+            delay_ms = self.random.uniform(*network.delay_ms) + network.link_delay_ms.get(link, 0.0)
+            self.after(delay_ms, lambda: self._arrive(sender, receiver, datagram, link))
 
-    def _arrive(self, sender: SimNode, receiver: SimNode, datagram: bytes) -> None:
+    def _arrive(self, sender: SimNode, receiver: SimNode, datagram: bytes, link: int) -> None:
+        source = sender.config.addresses[link]
         receiver.when_running(
-            lambda: receiver.feed(
-                ev.Datagram(now_ms=receiver.clock(), source=sender.config.address, data=datagram),
-            )
+            lambda: receiver.feed(ev.Datagram(now_ms=receiver.clock(), source=source, data=datagram, link=link))
         )
 
     def _beat_daemon(self, node: SimNode) -> None:

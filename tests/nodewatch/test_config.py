@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +71,13 @@ def test_this_node_is_the_one_named_like_the_host_or_like_this() -> None:
         ("number = 7", 'number = "7"', 16, "[[node]] number"),
         ("number = 7", "", 14, "[[node]] number"),
         ("10.77.1.13", "n3.example.org", 17, "[[node]] address"),
+        ('address = "10.77.1.13"', 'addresses = ["10.77.1.13", "10.77.2.13"]', 17, "[[node]] addresses"),
+        ('address = "10.77.1.13"', 'addresses = ["10.77.1.11"]', 17, "[[node]] addresses"),
+        ('address = "10.77.1.13"', "addresses = []", 17, "[[node]] addresses"),
+        ('address = "10.77.1.13"', 'addresses = ["n3"]', 17, "[[node]] addresses"),
+        ('address = "10.77.1.13"', "addresses = [7]", 17, "[[node]] addresses"),
+        ('address = "10.77.1.13"', 'addresses = "10.77.1.13"', 17, "[[node]] addresses"),
+        ("number = 7", 'number = 7\naddresses = ["10.77.1.13"]', 18, "[[node]] address"),
         ("10.77.1.13", "fe80::1", 17, "[[node]] address"),
         ("10.77.1.13", "0.0.0.0", 17, "[[node]] address"),
         ("5b0c7a4e-3a55", "5b0c7a4e", 3, "[cluster] uuid"),
@@ -117,6 +126,26 @@ def test_no_nodes_or_too_many_are_refused() -> None:
     assert "at most" in str(refused(GOOD[: GOOD.index("[[node]]")] + many))
 
 
+def two_links() -> str:
+    return re.sub(r'address = "10.77.1.(\d+)"', r'addresses = ["10.77.1.\1", "10.77.2.\1"]', GOOD)
+
+
+def test_several_addresses_of_a_node_are_links_and_part_of_the_digest() -> None:
+    config = parse_config(two_links())
+    assert config.links == 2
+    assert config.nodes[2].addresses == ("10.77.1.13", "10.77.2.13")
+    assert config.digest() != parse_config(GOOD).digest()
+    one = parse_config(re.sub(r'address = "([^"]+)"', r'addresses = ["\1"]', GOOD))
+    assert (one.links, one.digest()) == (1, parse_config(GOOD).digest())
+
+
+def test_an_address_is_used_once_on_all_links_together_and_a_link_has_one_family() -> None:
+    assert "already used at line 9" in str(refused(two_links().replace("10.77.2.13", "10.77.1.11")))
+    assert "mixed" in str(refused(two_links().replace("10.77.2.13", "fe80::1")))
+    every = parse_config(re.sub(r"10\.77\.2\.", "fe80::", two_links()))
+    assert every.nodes[0].addresses == ("10.77.1.11", "fe80::11")
+
+
 def test_an_even_number_of_nodes_is_allowed_with_a_warning() -> None:
     [warning] = parse_config(GOOD[: GOOD.rindex("[[node]]")]).warnings()
     assert "2 nodes survive the loss of 0" in warning
@@ -143,7 +172,7 @@ def test_any_text_gives_a_config_or_a_config_error(text: str) -> None:
 def test_the_largest_cluster_fits_a_datagram() -> None:
     many = "".join(f'[[node]]\nname = "m{n}"\nnumber = {n}\naddress = "10.1.0.{n}"\n' for n in range(1, NODES_MAX + 1))
     assert len(parse_config(GOOD[: GOOD.index("[[node]]")] + many).nodes) == NODES_MAX
-    entries = tuple(Entry(number, 0, 0, 0, 0, 0, 0) for number in range(NODES_MAX))
+    entries = tuple(Entry(number, 0, 0, 0, 0, 0, 0, 1) for number in range(NODES_MAX))
     orders = tuple(Order(number, 1, 0, 0) for number in range(NODES_MAX) for _ in range(2))
     said = encode_said(Said(0, 0, 0, bytes(8), 0, 0, 0, 0, 0, entries, orders))
     assert len(encode_heartbeat(said, [Pulse(0, 0, 0)] * NODES_MAX)) <= MAX_BODY

@@ -36,7 +36,7 @@ SAID = Said(
     voted_for=1,
     supports=0,
     barred_mark=77,
-    entries=(Entry(1, 7, 1 << 50, 9, 8, 2, 3), Entry(2, 0, 0, 0, 0, 0, 0)),
+    entries=(Entry(1, 7, 1 << 50, 9, 8, 2, 3, 1), Entry(2, 0, 0, 0, 0, 0, 0)),
     orders=(Order(3, 1, 1, 99),),
 )
 PULSES = [Pulse(5, 65535, 1 << 31), Pulse(0, 0, 0)]
