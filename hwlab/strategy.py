@@ -149,7 +149,7 @@ def init_argv(nodes: list[Host]) -> list[str]:
 
 
 def start_daemons(nodes: list[Host], say: Progress) -> None:
-    """Both daemons run on every node and the cluster has a leader."""
+    """Both daemons run on every node, and each hactld answers and knows of a leader."""
 
     def on(host: Host) -> None:
         script = (
@@ -159,9 +159,14 @@ def start_daemons(nodes: list[Host], say: Progress) -> None:
         )
         host.command.run(["sh", "-c", script], timeout_s=60)
 
+    def led(host: Host) -> None:
+        wait_until(
+            lambda: bool(status([host]).get("leader")), CLUSTER_TIMEOUT_S, f"hactld of {host.name} to see a leader"
+        )
+
     in_parallel(on, nodes)
     try:
-        wait_until(lambda: bool(status(nodes).get("leader")), CLUSTER_TIMEOUT_S, "the cluster to elect a leader")
+        in_parallel(led, nodes)
     except LabError as error:
         raise LabError(f"{error}\n{_last_words(nodes)}") from error
 

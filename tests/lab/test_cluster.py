@@ -121,6 +121,30 @@ def test_a_daemon_that_restarts_or_is_killed_interrupts_and_moves_nothing(stage:
     assert float(told[1]) < 5
 
 
+ADDRESSES = 'for name in $(ip netns list | cut -d" " -f1); do ip -n "$name" -4 -o addr show; done'
+
+
+def test_a_daemon_that_is_killed_while_its_disk_is_cut_off_shuts_what_it_no_longer_sees(stage: LabStage) -> None:
+    """The new hactld finds no disk, reports nothing held, and node watch still renews the address of the old one."""
+    stage.heal(print)
+    primary = status(stage)["volumes"][0]["server"]
+    service = stage.share.source.partition(":")[0]
+    assert service in script(stage, primary, ADDRESSES)
+    stage.fault("cut-storage", primary)
+    script(stage, primary, "systemctl kill -s KILL --kill-who=main hactld")
+    other = next(host for host in stage.nodes.values() if host != primary)
+
+    def moved() -> bool:
+        volume = json.loads(hactl(stage, other, "status", "--json").stdout)["volumes"][0]
+        if volume["server"] in ("", None, primary):
+            return False
+        assert service not in script(stage, primary, ADDRESSES), "two nodes have the address"
+        return str(volume["state"]) == "serving"
+
+    wait_for(moved)
+    stage.fault("heal-storage", primary)
+
+
 def volume_phase(stage: LabStage, host: str) -> str:
     done = hactl(stage, host, "status", "--json")
     return str(json.loads(done.stdout)["volumes"][0]["phases"].get(host)) if done.returncode == 0 else ""
