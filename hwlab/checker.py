@@ -6,6 +6,9 @@ The rules, each about an outcome that somebody outside could see:
 - the lock's owner kept it from beginning to end, and nobody else ever had it;
 - never two holders of a device, epochs only grow, at the end exactly the server is registered;
 - no write of an old owner landed after it was fenced;
+- never two kernels had the served address, and none had it again without a new epoch (the asker);
+- no read showed less than what was acknowledged before it began (the reader, where a drill has one);
+- the volume moved no more often than the drill allows;
 - all conditions of the drill were met in time, and the cluster ended as the drill wants it.
 
 What breaks a rule makes the run invalid. What was not observed, or could not have been seen to fail, makes it
@@ -13,9 +16,12 @@ unknown: a thief that could never have taken the lock proves nothing by not taki
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
+from hwlab.check_answers import Served, judge_answers
 from hwlab.check_disk import by_device, judge_holders, judge_late_writes
 from hwlab.check_lock import judge_lock
+from hwlab.check_reads import judge_reads
 from hwlab.check_records import first_ack_after_stall, judge_records, longest_gap
 from hwlab.history import History, Lock, Phase, Reservation, Verdict, key_node
 from hwlab.phases import phases_of
@@ -50,6 +56,11 @@ class Judgement:
     epochs: tuple[int, int] | None
     witness_gap_ms: float | None
     phases: tuple[Phase, ...]
+    served: tuple[Served, ...]
+    reads: int
+    stale_reads: int
+    unanswered_reads: int
+    moves: int | None
 
 
 def judge(history: History) -> Judgement:
@@ -60,11 +71,17 @@ def judge(history: History) -> Judgement:
     late = judge_late_writes(history)
     stall = longest_gap(history.writes or (), history.fault_ms)
     phases, phase_reasons = phases_of(history, first_ack_after_stall(history.writes or (), history.fault_ms))
+    answers = judge_answers(history)
+    reads = judge_reads(history)
+    moves = moves_of(history)
     reasons = (
         *records.reasons,
         *lock_reasons,
         *holders.reasons,
         *late.reasons,
+        *answers.reasons,
+        *reads.reasons,
+        *judge_moves(history, moves),
         *judge_witness(history),
         *judge_conditions(history),
         *judge_end(history),
@@ -92,7 +109,30 @@ def judge(history: History) -> Judgement:
         epochs=holders.epochs,
         witness_gap_ms=history.witness.gap_ms_max if history.witness else None,
         phases=phases,
+        served=answers.served,
+        reads=reads.answered,
+        stale_reads=reads.stale,
+        unanswered_reads=reads.unanswered,
+        moves=moves,
     )
+
+
+def moves_of(history: History) -> int | None:
+    """How often the disk went from one node to another, as the target saw it; None: it saw nothing."""
+    if not history.reservations:
+        return None
+    moves = 0
+    for states in by_device(history.reservations).values():
+        owners = [key_node(state.holder) for state in states if state.holder is not None]
+        moves = max(moves, sum(1 for before, after in pairwise(owners) if before != after))
+    return moves
+
+
+def judge_moves(history: History, moves: int | None) -> tuple[Reason, ...]:
+    allowed = history.wanted.moves_max
+    if allowed is None or moves is None or moves <= allowed:
+        return ()
+    return (invalid(f"the volume moved {moves} times, {allowed} allowed"),)
 
 
 def judge_witness(history: History) -> tuple[Reason, ...]:

@@ -128,15 +128,16 @@ def fault(context: Context, kind: str, host: str) -> None:
 @cli.command()
 @click.argument("name")
 @click.option("--runs", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--duration", "duration_s", type=click.FloatRange(min=1), help="Seconds, for a drill that has a length.")
 @click.option("--out", default=Path("build/drills"), show_default=True, type=click.Path(path_type=Path))
 @click.pass_obj
-def drill(context: Context, name: str, runs: int, out: Path) -> None:
+def drill(context: Context, name: str, runs: int, duration_s: float | None, out: Path) -> None:
     """Play a drill and judge it: 0 valid, 1 invalid, 2 could not begin, 3 unknown. Starts the lab if need be."""
     from hwlab.drill import run_drill
     from hwlab.labstage import LabStage
 
     stage = LabStage(open_lab(context.lab))
-    sys.exit(run_drill(name, runs=runs, stage=stage, out_dir=out, as_json=context.as_json))
+    sys.exit(run_drill(name, runs=runs, stage=stage, out_dir=out, as_json=context.as_json, duration_s=duration_s))
 
 
 @cli.command()

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 NS_PER_MS = 1_000_000
 EXCHANGES = 20
 
+# A clock that strays further than this was not steered by NTP (500 ppm at most): it runs at a rate of its own.
+OWN_RATE = 0.001
+
 # Runs on the host. The first line names the boot, then one line answers each line.
 ANSWERER = """
 import json, sys, time
@@ -34,19 +37,28 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
-    """host time = drill time + offset, for one boot of a host."""
+    """host time = drill time + offset, for one boot of a host.
+
+    A clock that runs at a rate of its own has that offset at `at_ms` of the drill's clock.
+    """
 
     host: str
     boot: str
     mono_offset_ms: float
     wall_offset_ms: float
     uncertainty_ms: float
+    at_ms: float = 0.0
+    rate: float = 1.0
+    """Seconds of the host's clocks per second of the drill's."""
 
     def from_mono_ns(self, value: int) -> float:
-        return value / NS_PER_MS - self.mono_offset_ms
+        return self._straight(value / NS_PER_MS - self.mono_offset_ms)
 
     def from_wall_ms(self, value: float) -> float:
-        return value - self.wall_offset_ms
+        return self._straight(value - self.wall_offset_ms)
+
+    def _straight(self, value: float) -> float:
+        return self.at_ms + (value - self.at_ms) / self.rate if self.rate != 1.0 else value
 
 
 def settle(host: str, boot: str, exchanges: Iterable[Exchange]) -> Clock:
@@ -59,15 +71,24 @@ def settle(host: str, boot: str, exchanges: Iterable[Exchange]) -> Clock:
         mono_offset_ms=best.mono_ms - middle,
         wall_offset_ms=best.wall_ms - middle,
         uncertainty_ms=(best.received_ms - best.sent_ms) / 2,
+        at_ms=middle,
     )
 
 
 def combine(before: Clock, after: Clock) -> Clock:
-    """One clock for the time between two readings of the same boot; its error covers what it drifted."""
+    """One clock for the time between two readings of the same boot; its error covers what it drifted.
+
+    A clock with a rate of its own (all clocks of a host share it) is taken to have had it all the time.
+    """
     if before.boot != after.boot:
         raise ValueError(f"{before.host} was rebooted: its clocks of two boots cannot be combined")
     drift = abs(after.mono_offset_ms - before.mono_offset_ms)
     wall = abs(after.wall_offset_ms - before.wall_offset_ms)
+    elapsed_ms = after.at_ms - before.at_ms
+    if elapsed_ms > 0 and drift > OWN_RATE * elapsed_ms:
+        rate = 1 + (after.mono_offset_ms - before.mono_offset_ms) / elapsed_ms
+        error_ms = max(before.uncertainty_ms, after.uncertainty_ms) + abs(drift - wall) / 2
+        return replace(before, rate=rate, uncertainty_ms=error_ms)
     return replace(
         before,
         mono_offset_ms=(before.mono_offset_ms + after.mono_offset_ms) / 2,

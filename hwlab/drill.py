@@ -36,6 +36,7 @@ def run_drill(
     out_dir: Path,
     as_json: bool = False,
     progress: Progress | None = None,
+    duration_s: float | None = None,
 ) -> Exit:
     """Play `name` `runs` times in the same lab; between runs everything is healed.
 
@@ -48,7 +49,7 @@ def run_drill(
         progress.say("RUNS must be at least 1")
         return Exit.PRECONDITION
     try:
-        drill = load_drill(name)
+        drill = load_drill(name, duration_s=duration_s)
     except DrillError as error:
         progress.say(str(error))
         return Exit.PRECONDITION
@@ -106,4 +107,5 @@ def session_of(drill: Drill, stage: Stage, began: float, played: list[Played]) -
         volume=stage.share.volume,
         began_unix_ms=int(began * 1000),
         runs=tuple(played),
+        stall_ms_max=drill.end.stall_ms_max,
     )

@@ -11,7 +11,8 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "drills"
 ROLES = ("primary", "backup", "server", "leader", "client", "target", "nodes")
-CONDITIONS = ("new-holder", "no-new-holder", "writes", "ready")
+CONDITIONS = ("new-holder", "no-new-holder", "writes", "ready", "no-answer", "reads")
+READER = ("pin", "free")
 SERVERS = ("primary", "backup", "another", "any")
 
 
@@ -62,7 +63,25 @@ class Watch:
     watch_s: float
 
 
-Step = Fault | Command | Expect | Stamp | Watch
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flap:
+    """Cut a node's link and heal it, again and again: down and up for so long each, for about `for_s`."""
+
+    role: str
+    down_s: float
+    up_s: float
+    for_s: float
+    start: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """`pin`: the reader talks to the node that serves now and to no other; `free`: to whoever has the address."""
+
+    word: str
+
+
+Step = Fault | Command | Expect | Stamp | Watch | Flap | Reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,16 +90,23 @@ class Load:
     lock_pause_ms: float = 100.0
     stamp_pause_ms: float = 20.0
     warm_up_records: int = 50
+    reader: bool = False
+    """A third client reads all the time what the first one writes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """`server`: who may serve at the end; `ready`: who must be able to take over then."""
+    """`server`: who may serve at the end; `ready`: who must be able to take over then.
+
+    `moves_max`: how often the volume may have gone to another node. `stall_ms_max`: for the median over all runs.
+    """
 
     server: str
     ready: tuple[str, ...] = ()
     old_owner_must_try: bool = False
     recoveries_min: int = 1
+    moves_max: int | None = None
+    stall_ms_max: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +115,8 @@ class Drill:
     title: str
     about: str
     load: Load
+    prepare: tuple[Fault, ...]
+    """Done before anybody watches: what is no event of the drill but its setting."""
     steps: tuple[Step, ...]
     end: Ending
 
@@ -98,8 +126,11 @@ def names(folder: Path = FOLDER) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.toml"))
 
 
-def load_drill(name: str, folder: Path = FOLDER) -> Drill:
-    """Read and check one drill; DrillError says what is wrong and where."""
+def load_drill(name: str, folder: Path = FOLDER, duration_s: float | None = None) -> Drill:
+    """Read and check one drill; DrillError says what is wrong and where.
+
+    `duration_s` takes the place of the drill's own; a drill without one has no length to choose.
+    """
     path = folder / f"{name}.toml"
     if not path.is_file():
         raise DrillError(f"there is no drill {name!r}; there are: {', '.join(names(folder))}")
@@ -107,24 +138,27 @@ def load_drill(name: str, folder: Path = FOLDER) -> Drill:
         table = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise DrillError(f"{path.name}: {error}") from error
-    return parse(table, path.name)
+    return parse(table, path.name, duration_s)
 
 
-def parse(table: dict[str, Any], where: str) -> Drill:
+def parse(table: dict[str, Any], where: str, duration_s: float | None = None) -> Drill:
     """Turn the table of a TOML file into a Drill."""
-    reader = _Table(table, where)
+    if duration_s is not None and "duration_s" not in table:
+        raise DrillError(f"{where}: has no duration_s, so its length cannot be chosen")
+    own = table.get("duration_s")
+    reader = _Table(table, where, own if duration_s is None else duration_s)
+    reader.take("duration_s", float, 0.0)
     drill = Drill(
         name=reader.text("name"),
         title=reader.text("title"),
         about=reader.text("about"),
         load=_load(reader.sub("load")),
-        steps=tuple(
-            _step(_Table(step, f"{where}: step {n}")) for n, step in enumerate(reader.take("step", list, []), start=1)
-        ),
+        prepare=tuple(_fault(table) for table in reader.tables("prepare")),
+        steps=tuple(_step(table) for table in reader.tables("step")),
         end=_end(reader.sub("end")),
     )
     reader.finish()
-    starts = sum(1 for step in drill.steps if isinstance(step, (Fault, Command)) and step.start)
+    starts = sum(1 for step in drill.steps if isinstance(step, (Fault, Command, Flap)) and step.start)
     if starts != 1:
         raise DrillError(f"{where}: one step must have `start = true`, {starts} have it")
     if f"{drill.name}.toml" != where:
@@ -135,9 +169,10 @@ def parse(table: dict[str, Any], where: str) -> Drill:
 class _Table:
     """One table that is read word by word; what is left at the end is an error."""
 
-    def __init__(self, table: dict[str, Any], where: str) -> None:
+    def __init__(self, table: dict[str, Any], where: str, duration_s: float | None = None) -> None:
         self._left = dict(table)
         self._where = where
+        self._duration_s = duration_s
 
     def __contains__(self, key: str) -> bool:
         return key in self._left
@@ -149,6 +184,15 @@ class _Table:
         if type(value) is not kind:
             raise DrillError(f"{self._where}: {key} must be given, as {kind.__name__}")
         return value
+
+    def seconds(self, key: str, default: float | None = None) -> float:
+        """A number of seconds, or the word `duration` for the drill's own."""
+        if self._left.get(key) != "duration":
+            return float(self.take(key, float, default))
+        self._left.pop(key)
+        if self._duration_s is None:
+            raise DrillError(f"{self._where}: {key} is the drill's duration, and no duration_s is given")
+        return float(self._duration_s)
 
     def text(self, key: str, allowed: tuple[str, ...] = (), default: str | None = None) -> str:
         value: str = self.take(key, str, default)
@@ -166,6 +210,10 @@ class _Table:
     def sub(self, key: str) -> "_Table":
         return _Table(self.take(key, dict, {}), f"{self._where}: [{key}]")
 
+    def tables(self, key: str) -> "list[_Table]":
+        found = self.take(key, list, [])
+        return [_Table(table, f"{self._where}: {key} {n}", self._duration_s) for n, table in enumerate(found, start=1)]
+
     def finish(self) -> None:
         if self._left:
             raise DrillError(f"{self._where}: unknown: {', '.join(sorted(self._left))}")
@@ -178,6 +226,7 @@ def _load(table: _Table) -> Load:
         lock_pause_ms=table.take("lock_pause_ms", float, usual.lock_pause_ms),
         stamp_pause_ms=table.take("stamp_pause_ms", float, usual.stamp_pause_ms),
         warm_up_records=table.take("warm_up_records", int, usual.warm_up_records),
+        reader=table.take("reader", bool, usual.reader),
     )
     table.finish()
     return load
@@ -189,16 +238,24 @@ def _end(table: _Table) -> Ending:
         ready=table.words("ready", ROLES),
         old_owner_must_try=table.take("old_owner_must_try", bool, False),
         recoveries_min=table.take("recoveries_min", int, 1),
+        moves_max=table.take("moves_max", int, None) if "moves_max" in table else None,
+        stall_ms_max=table.take("stall_ms_max", float, None) if "stall_ms_max" in table else None,
     )
     table.finish()
     return ending
 
 
+def _fault(table: _Table) -> Fault:
+    fault = Fault(kind=table.text("fault"), role=table.text("on", ROLES), start=table.take("start", bool, False))
+    table.finish()
+    return fault
+
+
 def _step(table: _Table) -> Step:
     step: Step
     if "fault" in table:
-        step = Fault(kind=table.text("fault"), role=table.text("on", ROLES), start=table.take("start", bool, False))
-    elif "command" in table:
+        return _fault(table)
+    if "command" in table:
         step = Command(
             argv=table.words("command"),
             role=table.text("on", ROLES),
@@ -210,11 +267,21 @@ def _step(table: _Table) -> Step:
             condition=table.text("expect", CONDITIONS),
             role=table.text("on", ROLES, "primary"),
             count=table.take("count", int, 20),
-            deadline_s=table.take("deadline_s", float, 30.0),
+            deadline_s=table.seconds("deadline_s", 30.0),
         )
+    elif "flap" in table:
+        step = Flap(
+            role=table.text("flap", ROLES),
+            down_s=table.take("down_s", float, None),
+            up_s=table.take("up_s", float, None),
+            for_s=table.seconds("for_s"),
+            start=table.take("start", bool, False),
+        )
+    elif "reader" in table:
+        step = Reader(word=table.text("reader", READER))
     elif "stamp" in table:
         step = Stamp(role=table.text("stamp", ROLES))
     else:
-        step = Watch(watch_s=table.take("watch_s", float, None))
+        step = Watch(watch_s=table.seconds("watch_s"))
     table.finish()
     return step

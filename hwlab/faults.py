@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from hwlab import hostfaults
 from hwlab.errors import LabError
 from hwlab.protocols import Host, Link
 from hwlab.topology import LAN, SAN
@@ -70,6 +71,27 @@ def _heal(network: str) -> Callable[[Host], None]:
     return apply
 
 
+def _heal_service(host: Host) -> None:
+    _heal(LAN)(host)
+    _script(hostfaults.unfiltered)(host)
+
+
+def _script(make: Callable[[str], str]) -> Callable[[Host], None]:
+    """A script of `hwlab.hostfaults` for the host's interface on the service network."""
+
+    def apply(host: Host) -> None:
+        _link(host, LAN)
+        host.command.run(["sh", "-c", make(host.interfaces.get(LAN, LAN))])
+
+    return apply
+
+
+def _cut_from_nodes(host: Host) -> None:
+    if not host.peers:
+        raise LabError(f"{host.name} has no other nodes to be cut from")
+    _script(lambda interface: hostfaults.cut_from(interface, host.peers))(host)
+
+
 def _link(host: Host, network: str) -> Link:
     if network not in host.links:
         raise LabError(f"{host.name} is not on network {network!r}")
@@ -110,7 +132,55 @@ _ALL = (
         apply=_cut(LAN),
         undo="heal",
     ),
-    Fault(kind="heal", description="undo cut", apply=_heal(LAN)),
+    Fault(
+        kind="cut-in",
+        description="nothing reaches the host on the service network; what it sends still leaves",
+        apply=_script(hostfaults.cut_in),
+        undo="heal",
+    ),
+    Fault(
+        kind="cut-out",
+        description="nothing that the host sends on the service network leaves; it still receives",
+        apply=_script(hostfaults.cut_out),
+        undo="heal",
+    ),
+    Fault(
+        kind="cut-from-nodes",
+        description="the host and the other nodes lose each other on the service network, but not the clients",
+        apply=_cut_from_nodes,
+        undo="heal",
+    ),
+    Fault(
+        kind="lossy",
+        description=f"{hostfaults.LOSS_PERCENT} % of the host's frames on the service network are lost, both ways",
+        apply=_script(hostfaults.lossy),
+        undo="heal",
+    ),
+    Fault(kind="heal", description="undo cut and the other faults of the service network", apply=_heal_service),
+    Fault(
+        kind="busy",
+        description="every CPU of the host has more to do than it can",
+        apply=_script(lambda _: hostfaults.busy()),
+        undo="idle",
+    ),
+    Fault(kind="idle", description="undo busy", apply=_script(lambda _: hostfaults.idle())),
+    Fault(
+        kind="clock-fast",
+        description=f"all clocks of the host run {hostfaults.DRIFT_PERCENT} % fast",
+        apply=_script(lambda _: hostfaults.clock_rate(hostfaults.DRIFT_PERCENT)),
+        undo="clock-true",
+    ),
+    Fault(
+        kind="clock-slow",
+        description=f"all clocks of the host run {hostfaults.DRIFT_PERCENT} % slow",
+        apply=_script(lambda _: hostfaults.clock_rate(-hostfaults.DRIFT_PERCENT)),
+        undo="clock-true",
+    ),
+    Fault(
+        kind="clock-true",
+        description="undo clock-fast and clock-slow",
+        apply=_script(lambda _: hostfaults.clock_rate(0)),
+    ),
     Fault(
         kind="cut-storage",
         description="the host loses the storage network, not the service network",
@@ -123,6 +193,17 @@ _ALL = (
         description="stop hactld in the orderly way",
         apply=_on_host("systemctl", "stop", DAEMON),
         undo="start-daemon",
+    ),
+    Fault(
+        kind="stop-node",
+        description="stop hactld and the node watch in the orderly way, as a shutdown does",
+        apply=_on_host("systemctl", "stop", DAEMON, NODEWATCH),
+        undo="start-daemon",
+    ),
+    Fault(
+        kind="kill-controller",
+        description="hactld is killed at once (SIGKILL); the node watch goes on",
+        apply=_on_host("systemctl", "kill", "--kill-who=main", "--signal=KILL", DAEMON),
     ),
     Fault(
         kind="start-daemon",
@@ -148,5 +229,8 @@ _ALL = (
     ),
     Fault(kind="reboot", description="orderly reboot of the host", apply=_reboot),
 )
+
+UNDO_COMMANDS = hostfaults.idle() + hostfaults.clock_rate(0)
+"""Undoes on a host what its own commands may have left behind, apart from `heal`."""
 
 FAULTS: Mapping[str, Fault] = {fault.kind: fault for fault in _ALL}

@@ -2,6 +2,7 @@
 
 import json
 import queue
+import re
 import subprocess
 import threading
 import time
@@ -12,10 +13,20 @@ from typing import IO, Any
 from hwlab import clocks
 from hwlab.stage import Stage
 
+PACKAGE = Path(__file__).parent
+
 # Reads its own program from stdin, then goes on reading words there: nothing has to be installed or removed.
 BOOT = "import sys; s = sys.stdin; exec(compile(s.read(int(s.readline())), 'drill', 'exec'))"
 
+# A script may share code with others; on the host there is nothing to import it from.
+SHARED = re.compile(r"^from hwlab\.(\w+) import .*\n", re.M)
+
 Event = dict[str, Any]
+
+
+def program(script: Path) -> str:
+    """The text of a script, with that of each module of hwlab which it imports in the place of the import."""
+    return SHARED.sub(lambda found: (PACKAGE / f"{found[1]}.py").read_text(), script.read_text())
 
 
 class News:
@@ -54,7 +65,7 @@ class Feed:
         self.complaint = ""
         self._news = news
         self._process = stage.stream(host, ["python3", "-u", "-c", BOOT, *argv])
-        text = script.read_text()
+        text = program(script)
         self._readers = [
             threading.Thread(target=self._listen, daemon=True),
             threading.Thread(target=self._overhear, daemon=True),

@@ -7,11 +7,14 @@ from typing import Any
 
 from hwlab.clocks import Clock
 from hwlab.history import (
+    Answer,
+    Answers,
     Attempt,
     Epoch,
     Found,
     Owner,
     Phase,
+    Read,
     Recovery,
     Reservation,
     StampSeen,
@@ -67,6 +70,38 @@ def attempts(log: str, clock: Clock) -> tuple[Attempt, ...]:
             outcome=words[2],
         )
         for words in _lines(log, 3)
+    )
+
+
+def reads(log: str, clock: Clock) -> tuple[Read, ...]:
+    """The reader's log: `begun N NS`, then `done N BEGUN_NS DONE_NS value|error:...` if it ended."""
+    begun = {int(words[1]): int(words[2]) for words in _lines(log, 3) if words[0] == "begun"}
+    done = {int(words[1]): words for words in _lines(log, 5) if words[0] == "done"}
+    found = []
+    for n, submit_ns in sorted(begun.items()):
+        words = done.get(n)
+        outcome = words[4] if words else "0"
+        error = outcome.partition(":")[2].replace("_", " ") if outcome.startswith("error:") else ""
+        found.append(
+            Read(
+                submit_ms=clock.from_mono_ns(submit_ns),
+                done_ms=clock.from_mono_ns(int(words[3])) if words else None,
+                value=0 if error else int(outcome),
+                error=error,
+            )
+        )
+    return tuple(found)
+
+
+def answers(log: str, clock: Clock) -> Answers:
+    """The asker's log: `ask N NS` and `answer N NS MAC`."""
+    return Answers(
+        asked_ms=tuple(clock.from_mono_ns(int(words[2])) for words in _lines(log, 3) if words[0] == "ask"),
+        answers=tuple(
+            Answer(ask=int(words[1]), at_ms=clock.from_mono_ns(int(words[2])), mac=words[3])
+            for words in _lines(log, 4)
+            if words[0] == "answer"
+        ),
     )
 
 

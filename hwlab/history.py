@@ -62,6 +62,33 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """One read of the reader: the highest record number that it showed. `done_ms` None: it never ended."""
+
+    submit_ms: float
+    done_ms: float | None
+    value: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A kernel said that the served address is its own: which MAC, and the number of the newest question then."""
+
+    ask: int
+    at_ms: float
+    mac: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """Who had the served address, as asked from the client's side. `asked_ms`: when each question left."""
+
+    asked_ms: tuple[float, ...]
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
     """The lock owner's own end: `trouble` is the first error of a write through the locked descriptor."""
 
@@ -141,6 +168,8 @@ class Mark:
     what: str
     kind: str = "step"
     node: str = ""
+    until_ms: float | None = None
+    """When it was done, if doing it took time; `at_ms` is its beginning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +226,10 @@ class Wanted:
     old_owner_must_try: bool = False
     """The old owner lives on: the drill proves nothing unless one of its late writes was refused."""
     recoveries_min: int = 1
+    moves_max: int | None = None
+    """How often the volume may have gone to another holder."""
+    reads: bool = False
+    """A reader was there: without its reads nothing is proven."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,5 +258,7 @@ class History:
     recoveries: tuple[Recovery, ...] | None
     end: End | None
     marks: tuple[Mark, ...] = ()
+    answers: Answers | None = None
+    reads: tuple[Read, ...] | None = None
     lost: tuple[str, ...] = ()
     """What broke in the lab itself (not in the cluster): makes the verdict unknown."""

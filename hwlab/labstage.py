@@ -26,9 +26,7 @@ class LabStage:
         self.target = self._one(Role.TARGET)
         self.client = self._one(Role.CLIENT)
         # A node's number is its place in the topology: the strategy numbers them so in hactl.toml.
-        self.nodes = {
-            number: spec.name for number, spec in enumerate(lab.topology.with_role(Role.NODE), start=1)
-        }
+        self.nodes = {number: spec.name for number, spec in enumerate(lab.topology.with_role(Role.NODE), start=1)}
         self.share = self._share()
 
     def _one(self, role: Role) -> str:
@@ -50,26 +48,23 @@ class LabStage:
             options=MOUNT_OPTIONS,
             node_mount=f"{NODE_MOUNTS}/{volume.name}",
             thief_link=client.interfaces.get(LAN, LAN),
-            thief_address=self._free_address(),
+            thief_address=self._free_address(1),
+            reader_address=self._free_address(2),
         )
 
-    def _free_address(self) -> str:
-        """The address after the highest host's on the service's network."""
+    def _free_address(self, nth: int) -> str:
+        """The nth address after the highest host's on the service's network, without the served one."""
         topology = self._lab.topology
-        volume = topology.volume
+        served = topology.volume.address.partition("/")[0] if topology.volume else ""
         taken = [spec.addresses[LAN] for spec in topology.hosts if LAN in spec.addresses]
         highest = max(ipaddress.IPv4Address(address) for address in taken)
-        free = highest + 1
-        if volume is not None and str(free) == volume.address.partition("/")[0]:
-            free += 1
-        return f"{free}/{topology.networks[LAN].prefixlen}"
+        free = [highest + n for n in range(1, nth + 2) if str(highest + n) != served]
+        return f"{free[nth - 1]}/{topology.networks[LAN].prefixlen}"
 
     def _host(self, name: str) -> Host:
         return self._lab.hosts[name]
 
-    def exec(
-        self, host: str, argv: list[str], *, input: bytes | None = None, timeout_s: float = 30.0
-    ) -> Done:
+    def exec(self, host: str, argv: list[str], *, input: bytes | None = None, timeout_s: float = 30.0) -> Done:
         """See `Stage.exec`."""
         try:
             ended = self._host(host).command.run(argv, input=input, timeout_s=timeout_s, check=False)

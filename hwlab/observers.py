@@ -1,4 +1,5 @@
-"""The scripts of one run, started on their hosts and listened to: load, thief, witness, stampers, clocks."""
+"""The scripts of one run, started on their hosts and listened to: load, thief, reader, asker, witness, stampers,
+clocks."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,8 @@ class Observers:
         self.load: Feed | None = None
         self.thief: Feed | None = None
         self.witness: Feed | None = None
+        self.asker: Feed | None = None
+        self.reader: Feed | None = None
         self._stage = stage
         self._settings = load
 
@@ -44,16 +47,26 @@ class Observers:
         numbers = ",".join(map(str, stage.nodes))
         self.witness = self._feed(stage.target, "witness", ["--numbers", numbers])
         self._await(self.witness, "started")
+        words = ["--link", share.thief_link, "--address", share.source.partition(":")[0], "--log", self.log("asker")]
+        self.asker = self._feed(stage.client, "asker", words)
+        self._await(self.asker, "started")
         words = ["--directory", share.mount_point, "--run", self.run, "--log", self.log("load")]
         words += ["--pause-ms", str(settings.record_pause_ms)]
         self.load = self._feed(stage.client, "load", words)
         self._await(self.load, "started")
-        words = ["--source", share.source, "--options", share.options, "--link", share.thief_link]
-        words += ["--address", share.thief_address, "--run", self.run, "--log", self.log("thief")]
-        words += ["--pause-ms", str(settings.lock_pause_ms)]
-        self.thief = self._feed(stage.client, "thief", words)
+        words = ["--pause-ms", str(settings.lock_pause_ms)]
+        self.thief = self._feed(stage.client, "thief", self._machine("thief", share.thief_address) + words)
         self._await(self.thief, "started")
+        if settings.reader:
+            self.reader = self._feed(stage.client, "reader", self._machine("reader", share.reader_address))
+            self._await(self.reader, "started")
         self._warm_up(settings.warm_up_records)
+
+    def _machine(self, script: str, address: str) -> list[str]:
+        """Words for a script that is an NFS client of its own."""
+        share = self._stage.share
+        words = ["--source", share.source, "--options", share.options, "--link", share.thief_link]
+        return [*words, "--address", address, "--run", self.run, "--log", self.log(script)]
 
     def _clock(self, host: str) -> clocks.Clock:
         try:
@@ -83,6 +96,8 @@ class Observers:
                 and wrote["acknowledged"] >= records
                 and tried
                 and tried["outcome"] == "refused"
+                and (self.reader is None or self.reader.last("read") is not None)
+                and self.answering()
                 and self.holder() is not None
             )
 
@@ -91,7 +106,8 @@ class Observers:
             raise NotReady(
                 f"the load did not get going: {wrote['acknowledged'] if wrote else 0} records, "
                 f"lock {tried['outcome'] if tried else 'never tried'}, "
-                f"{'a' if self.holder() else 'no'} holder on the disk"
+                f"{'a' if self.holder() else 'no'} holder on the disk, "
+                f"address answered by {self.answering() or 'nobody'}"
             )
 
     def stamp(self, host: str) -> None:
@@ -112,6 +128,29 @@ class Observers:
 
         if not self.news.wait(shown, WARM_UP_S):
             raise NotReady(f"the target's disk shows no stamp of {host}: {feed.complaint or 'no error'}")
+
+    def pin(self, word: str) -> None:
+        """`pin` the reader to the node that serves now, or `free` it."""
+        if self.reader is None:
+            raise NotReady("the drill has no reader: [load] reader = true")
+        self.reader.say(word)
+        if self.reader.wait("pinned" if word == "pin" else "freed", START_S) is None:
+            raise NotReady(f"the reader could not {word}: {self.reader.complaint or 'no answer'}")
+
+    def answering(self) -> str:
+        """The MAC that last answered for the served address."""
+        told = self.asker.last("answer") if self.asker else None
+        return str(told["mac"]) if told else ""
+
+    def silent_ms(self) -> float:
+        """For how long nobody has answered for the served address, as far as the asker has told."""
+        told = self.asker.last("answer") if self.asker else None
+        return clocks.now_ms() - told["heard_ms"] if told else 0.0
+
+    def reads_since(self, since_ms: float) -> bool:
+        """Whether a read begun after that moment of the drill's clock has ended."""
+        told = self.reader.last("read") if self.reader else None
+        return bool(told and self.clocks[self._stage.client].before.from_mono_ns(told["submit"]) > since_ms)
 
     def holder(self) -> int | None:
         """The key that holds the disk now, as the target's last word has it."""
@@ -157,6 +196,9 @@ class Observers:
         """
         assert self.load and self.thief
         load, thief = self.load, self.thief
+        if self.reader is not None:
+            self.reader.say("stop")
+            self.reader.wait("final", STOP_S)
         load.say("stop")
         released = load.wait("released", STOP_S)
         if released is not None:
@@ -173,16 +215,14 @@ class Observers:
 
     def stop_watching(self) -> None:
         """End stampers, then the witness: it reads the stamps one last time."""
-        for _, feed in self.stampers:
-            if not feed.ended:
+        for feed in (*(stamper for _, stamper in self.stampers), self.asker, self.witness):
+            if feed is not None and not feed.ended:
                 feed.say("stop")
                 feed.wait("final", 10.0)
-        if self.witness:
-            self.witness.say("stop")
-            self.witness.wait("final", 10.0)
 
     def close(self) -> None:
         """Let go of every script, whatever state it is in."""
-        for feed in (self.load, self.thief, *(feed for _, feed in self.stampers), self.witness):
+        stampers = (feed for _, feed in self.stampers)
+        for feed in (self.reader, self.load, self.thief, self.asker, *stampers, self.witness):
             if feed is not None:
                 feed.close()

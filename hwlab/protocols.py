@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Protocol
@@ -141,7 +141,11 @@ class Disk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """One host and its controls. `addresses`: network -> address; `links` has an entry per network."""
+    """One host and its controls. `addresses`: network -> address; `links` has an entry per network.
+
+    `interfaces`: network -> name of the interface on the host, where it is not the network's own name.
+    `peers`: what other nodes send from on the service network: their addresses, and those of volumes.
+    """
 
     name: str
     role: Role
@@ -150,6 +154,8 @@ class Host:
     power: Power
     console: Console
     links: Mapping[str, Link]
+    interfaces: Mapping[str, str] = field(default_factory=dict)
+    peers: tuple[str, ...] = ()
 
 
 class Lab(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 
 from hwlab.checker import Judgement
 from hwlab.history import History, Phase, Verdict
-from hwlab.reason import worst
+from hwlab.reason import Reason, invalid, worst
 
 SCHEMA = 1
 """Grows when a field changes its meaning or goes away; new fields may come at any time."""
@@ -37,13 +37,26 @@ class Session:
     volume: str
     began_unix_ms: int
     runs: tuple[Played, ...]
+    stall_ms_max: float | None = None
+    """What the drill allows for the median stall."""
 
     @property
     def verdict(self) -> Verdict:
         """The worst of the runs; without any, nothing is known."""
         if not self.runs:
             return Verdict.UNKNOWN
-        return worst(run.judgement.verdict if run.judgement else Verdict.UNKNOWN for run in self.runs)
+        verdicts = [run.judgement.verdict if run.judgement else Verdict.UNKNOWN for run in self.runs]
+        return worst([*verdicts, *(reason.verdict for reason in self.reasons)])
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """What is wrong with all runs together."""
+        if self.stall_ms_max is None or not self.stalls_ms:
+            return ()
+        median_ms = statistics.median(self.stalls_ms)
+        if median_ms <= self.stall_ms_max:
+            return ()
+        return (invalid(f"median stall {median_ms:.0f} ms, {self.stall_ms_max:.0f} ms allowed"),)
 
     @property
     def stalls_ms(self) -> list[float]:
@@ -62,6 +75,8 @@ def as_dict(session: Session) -> dict[str, Any]:
         "volume": session.volume,
         "began_unix_ms": session.began_unix_ms,
         "verdict": str(session.verdict),
+        "reasons": [{"verdict": str(r.verdict), "what": r.what} for r in session.reasons],
+        "stall_ms_max_allowed": session.stall_ms_max,
         "stall_ms_median": rounded(statistics.median(stalls)) if stalls else None,
         "stall_ms_min": rounded(min(stalls, default=None)),
         "stall_ms_max": rounded(max(stalls, default=None)),
@@ -106,6 +121,20 @@ def run_as_dict(run: Played) -> dict[str, Any]:
         "blind_ms": rounded(judgement.blind_ms),
         "lock": str(judgement.lock),
         "lock_attempts": judgement.thief_tries,
+        "moves": judgement.moves,
+        "reads": judgement.reads if history.wanted.reads else None,
+        "stale_reads": judgement.stale_reads if history.wanted.reads else None,
+        "unanswered_reads": judgement.unanswered_reads if history.wanted.reads else None,
+        "served": [
+            {
+                "mac": served.mac,
+                "node": served.node,
+                "first_ms": since(served.first_ms, zero),
+                "last_ms": since(served.last_ms, zero),
+                "answers": served.answers,
+            }
+            for served in judgement.served
+        ],
         "primary": history.primary,
         "server": history.end.server if history.end else None,
         "ready": list(history.end.ready) if history.end else None,

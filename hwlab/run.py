@@ -4,10 +4,11 @@ import contextlib
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from hwlab import clocks, cluster, gather
 from hwlab.cluster import ClusterSilent, Status
-from hwlab.drillfile import Command, Drill, Expect, Fault, Stamp, Step, Watch
+from hwlab.drillfile import Command, Drill, Expect, Fault, Flap, Reader, Stamp, Step, Watch
 from hwlab.feed import Event
 from hwlab.history import (
     Condition,
@@ -24,7 +25,9 @@ from hwlab.stage import HostSilent, Stage
 POLL_S = 1.0
 HEALTHY_S = 120.0
 END_S = 20.0
-REPAIRS = ("power-on", "resume", "heal", "heal-storage", "start-daemon", "thaw-daemon")
+REPAIRS = ("power-on", "resume", "heal", "heal-storage", "start-daemon", "thaw-daemon", "idle")
+SILENT_MS = 2000.0
+"""Nobody answered for the served address for that long: nobody has it. The asker tells twice a second."""
 
 
 class Run:
@@ -73,6 +76,9 @@ class Run:
         script = f"echo {self._marker()} > /dev/kmsg; rm -f {folder}/drill-*.rec {folder}/drill-*.lock"
         with contextlib.suppress(HostSilent):
             self._stage.exec(client, ["sh", "-c", script])
+        for fault in self._drill.prepare:
+            for host in self._hosts(fault.role):
+                self._stage.fault(fault.kind, host)
         self._observers.start()
         if self._observers.holder_name() != status.server:
             raise NotReady(
@@ -127,6 +133,10 @@ class Run:
             case Stamp():
                 for host in self._hosts(step.role):
                     self._observers.stamp(host)
+            case Flap():
+                self._flap(step)
+            case Reader():
+                self._observers.pin(step.word)
             case Watch():
                 self._observers.news.wait(lambda: False, step.watch_s, self._show)
             case Expect():
@@ -142,20 +152,37 @@ class Run:
         return (self._cast[role],)
 
     def _do_fault(self, step: Fault) -> None:
-        for host in self._hosts(step.role):
-            if step.kind == "power-on" and host not in self._silent:
-                continue
-            at_ms = clocks.now_ms()
-            self._acted(at_ms, step.start and not self._fault_ms)
-            self._marks.append(Mark(at_ms=at_ms, what=f"{step.kind} {host}", kind="fault", node=host))
-            self._progress.say(f"{step.kind} {host}")
-            self._stage.fault(step.kind, host)
-            if step.kind in ("kill", "reboot"):
-                self._rebooted_ms[host] = at_ms
-            if step.kind in ("kill", "pause"):
-                self._silent.add(host)
-            if step.kind in ("power-on", "resume"):
-                self._silent.discard(host)
+        hosts = [host for host in self._hosts(step.role) if step.kind != "power-on" or host in self._silent]
+        if not hosts:
+            return
+        self._acted(clocks.now_ms(), step.start and not self._fault_ms)
+        # All at once: a majority that is cut off one by one would have time to do something about it.
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            list(pool.map(lambda host: self._strike(step.kind, host), hosts))
+
+    def _strike(self, kind: str, host: str) -> None:
+        """Do one thing to one host, and note when it began and when it was done."""
+        at_ms = clocks.now_ms()
+        self._progress.say(f"{kind} {host}")
+        self._stage.fault(kind, host)
+        until_ms = clocks.now_ms()
+        self._marks.append(Mark(at_ms=at_ms, what=f"{kind} {host}", kind="fault", node=host, until_ms=until_ms))
+        if kind in ("kill", "reboot"):
+            self._rebooted_ms[host] = at_ms
+        if kind in ("kill", "pause"):
+            self._silent.add(host)
+        if kind in ("power-on", "resume"):
+            self._silent.discard(host)
+
+    def _flap(self, step: Flap) -> None:
+        """Down and up again; the hosts are those that have the role at the beginning."""
+        hosts, end = self._hosts(step.role), time.monotonic() + step.for_s
+        self._acted(clocks.now_ms(), step.start and not self._fault_ms)
+        while time.monotonic() < end:
+            for kind, pause_s in (("cut", step.down_s), ("heal", step.up_s)):
+                for host in hosts:
+                    self._strike(kind, host)
+                self._observers.news.wait(lambda: False, pause_s)
 
     def _acted(self, at_ms: float, start: bool) -> None:
         """Remember when something was done, and which epoch the disk had then."""
@@ -212,6 +239,11 @@ class Run:
                     f"{step.count} more records acknowledged",
                     lambda: watch.acks_since(since) >= step.count,
                 )
+            case "no-answer":
+                return "nobody answers for the served address", lambda: watch.silent_ms() > SILENT_MS
+            case "reads":
+                since = self._since_ms()
+                return "the reader is answered again", lambda: watch.reads_since(since)
             case _:
                 return f"{who} ready", lambda: False
 
@@ -271,6 +303,8 @@ class Run:
         target = observers.clocks[stage.target].before
         seen = observers.witness.events
         load_log, thief_log = self._fetch(observers.log("load")), self._fetch(observers.log("thief"))
+        asker_log = self._fetch(observers.log("asker"))
+        reader_log = self._fetch(observers.log("reader")) if observers.reader else None
         kernel_log = self._kernel_log()
         return History(
             drill=self._drill.name,
@@ -282,6 +316,8 @@ class Run:
             wanted=self._wanted(),
             writes=None if load_log is None else gather.writes(load_log, client),
             found=gather.found(found),
+            answers=None if asker_log is None else gather.answers(asker_log, client),
+            reads=None if reader_log is None else gather.reads(reader_log, client),
             attempts=None if thief_log is None else gather.attempts(thief_log, client),
             distinct_clients=distinct,
             owner=gather.owner(observers.load.events, client),
@@ -321,6 +357,8 @@ class Run:
             ready=tuple(host for role in end.ready for host in self._hosts(role)),
             old_owner_must_try=end.old_owner_must_try,
             recoveries_min=end.recoveries_min,
+            moves_max=end.moves_max,
+            reads=self._drill.load.reader,
         )
 
     def _end(self) -> End | None:

@@ -87,6 +87,8 @@ class SshLab:
                 for network in spec.addresses
                 if network != MGMT
             },
+            interfaces=spec.interfaces,
+            peers=self.topology.peers(spec.name),
         )
 
 

@@ -38,6 +38,8 @@ class Share:
     """Interface of the client on the service's network."""
     thief_address: str
     """A free address with prefix length there, for the second client."""
+    reader_address: str = ""
+    """One more, for the reader."""
 
 
 class Stage(Protocol):

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from hwlab import payload
+from hwlab import hostfaults, payload
 from hwlab.errors import LabError
-from hwlab.faults import DAEMON, NODEWATCH
+from hwlab.faults import DAEMON, NODEWATCH, UNDO_COMMANDS
 from hwlab.protocols import Host, Lab, LinkState, PowerState, Progress
 from hwlab.ssh import in_parallel
 from hwlab.topology import LAN, Role, VolumeSpec
@@ -47,6 +47,7 @@ def serve(lab: Lab, say: Progress) -> None:
     started = time.monotonic()
     undo_faults(lab, say)
     lab.up(say)
+    undo_commands(lab)
     install(nodes, say)
     wait_for_disks(lab, nodes, say)
     configure(nodes, say)
@@ -73,6 +74,16 @@ def undo_faults(lab: Lab, say: Progress) -> None:
                 if link.state() is LinkState.CUT:
                     say(f"cluster: healing {host.name}'s link to {network}")
                     link.heal()
+
+
+def undo_commands(lab: Lab) -> None:
+    """Undo what faults did on the hosts themselves: filters, load, clocks."""
+
+    def on(host: Host) -> None:
+        healed = hostfaults.unfiltered(host.interfaces.get(LAN, LAN)) if LAN in host.links else ""
+        host.command.run(["sh", "-c", healed + UNDO_COMMANDS])
+
+    in_parallel(on, with_role(lab, Role.NODE))
 
 
 def install(nodes: list[Host], say: Progress) -> None:

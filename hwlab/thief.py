@@ -9,7 +9,6 @@ cached nothing) and says what it found, `stop` unmounts in order, so that the se
 """
 
 import argparse
-import ctypes
 import errno
 import fcntl
 import hashlib
@@ -21,8 +20,8 @@ import threading
 import time
 import zlib
 
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWNET = 0x00020000, 0x04000000, 0x40000000
-MS_REC_PRIVATE = 0x4000 | 0x40000
+from hwlab.another_machine import become_another_machine
+
 RECORD_BYTES = 128
 REPORT_EVERY_NS = 500_000_000
 READ_BYTES = 1 << 20
@@ -42,27 +41,6 @@ class Voice:
                 print(line, flush=True)
             except (BrokenPipeError, ValueError):
                 pass
-
-
-def become_another_machine(link: str, address: str, name: str) -> None:
-    """New namespaces with an interface of their own on `link`, and another identity for the NFS client."""
-    # Forked before the namespace changes, so it can still see the link of the host.
-    script = f"read go && ip link add link {link} name thief0 netns {os.getpid()} type macvlan mode bridge"
-    helper = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWUTS) != 0:
-        raise OSError(ctypes.get_errno(), "unshare: " + os.strerror(ctypes.get_errno()))
-    libc.mount(b"none", b"/", None, MS_REC_PRIVATE, None)
-    helper.communicate(b"go\n", timeout=20)
-    if helper.returncode != 0:
-        raise OSError(errno.ENODEV, f"no macvlan on {link}")
-    for words in (f"addr add {address} dev thief0", "link set thief0 up", "link set lo up"):
-        subprocess.run(["ip", *words.split()], check=True, timeout=20)
-    libc.sethostname(name.encode(), len(name))
-    # sysfs shows the network namespace of whoever mounts it: the identifier below belongs to this one.
-    subprocess.run(["mount", "-t", "sysfs", "thief", "/sys"], check=True, timeout=20)
-    with open("/sys/fs/nfs/net/nfs_client/identifier", "w") as identifier:
-        identifier.write(name)
 
 
 class Thief:
@@ -162,7 +140,7 @@ def main() -> None:
     os.makedirs(os.path.dirname(args.log), exist_ok=True)
     os.makedirs(DIRECTORY, exist_ok=True)
     # One identity for all runs: a thief that was killed is known as rebooted, not as one more dead client.
-    become_another_machine(args.link, args.address, "hactl-thief")
+    become_another_machine(args.link, "thief0", args.address, "hactl-thief")
     mount = ["mount", "-t", "nfs4", "-o", args.options, args.source, DIRECTORY]
     subprocess.run(mount, check=True, timeout=60)
     base = os.path.join(DIRECTORY, f"drill-{args.run}")

@@ -1,5 +1,6 @@
 """One run as a timeline on a terminal. Pure: text in, text out."""
 
+from hwlab.check_answers import Served
 from hwlab.history import Verdict
 from hwlab.report import Played, Session
 
@@ -44,12 +45,25 @@ def facts(run: Played) -> list[str]:
     judgement = run.judgement
     assert judgement is not None
     stall = "none seen" if judgement.stall_ms is None else f"{judgement.stall_ms:.0f} ms"
+    more = []
+    if run.history is not None and run.history.wanted.reads:
+        more.append(
+            f"  reader: {judgement.reads} reads, {judgement.stale_reads} stale, {judgement.unanswered_reads} unanswered"
+        )
+    if run.history is not None and judgement.served:
+        more.append("  address: " + ", ".join(spell(served, run.history.fault_ms) for served in judgement.served))
     return [
         f"  client's stall {stall}; {judgement.acknowledged} records acknowledged, {judgement.lost} lost; "
         f"lock {judgement.lock} ({judgement.thief_tries} attempts on it)",
         f"  disk: at most {judgement.holders_max} holder, {judgement.late_writes} late writes landed, "
         f"{judgement.refused_writes} refused",
+        *more,
     ]
+
+
+def spell(served: Served, zero: float) -> str:
+    """Who answered for the served address, from when until when."""
+    return f"{served.node or served.mac} {served.first_ms - zero:+.0f} to {served.last_ms - zero:+.0f} ms"
 
 
 def of_session(session: Session) -> str:

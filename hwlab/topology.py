@@ -103,6 +103,12 @@ class Topology:
                 return lun
         raise TopologyError(f"topology {self.name} has no lun {name!r}")
 
+    def peers(self, host: str) -> tuple[str, ...]:
+        """What other nodes than `host` send from on the service network: their addresses, and the volume's."""
+        nodes = [spec for spec in self.with_role(Role.NODE) if spec.name != host and LAN in spec.addresses]
+        volume = [self.volume.address.partition("/")[0]] if self.volume else []
+        return (*(spec.addresses[LAN] for spec in nodes), *volume)
+
     def interface(self, host: str, network: str) -> str:
         """`address/prefix` of a host on a network."""
         spec = next(spec for spec in self.hosts if spec.name == host)

@@ -123,6 +123,7 @@ class UmlLab:
             power=UmlPower(self.name, spec, self.topology, command),
             console=UmlConsole(self.name, spec.name),
             links={network: UmlLink(self.name, spec.name, network) for network in spec.addresses},
+            peers=self.topology.peers(spec.name),
         )
 
 

@@ -1,7 +1,7 @@
 """The registry of faults: every kind hits the control that it names, and can be undone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from subprocess import Popen
 from typing import IO
@@ -118,6 +118,8 @@ def fake_host(calls: list[str]) -> Host:
         ("start-daemon", "run.systemctl start hactl-nodewatch.service hactld.service"),
         ("hang-daemon", "run.systemctl kill --signal=STOP hactld.service hactl-nodewatch.service"),
         ("thaw-daemon", "run.systemctl kill --signal=CONT hactl-nodewatch.service hactld.service"),
+        ("stop-node", "run.systemctl stop hactld.service hactl-nodewatch.service"),
+        ("kill-controller", "run.systemctl kill --kill-who=main --signal=KILL hactld.service"),
         ("reboot", "run.systemctl --no-block reboot"),
     ],
 )
@@ -127,6 +129,38 @@ def test_a_fault_does_what_its_name_says(kind: str, effect: str) -> None:
     assert calls[0] == effect
     assert (injected.kind, injected.host) == (kind, "n1")
     assert injected.monotonic_before <= injected.monotonic_after
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("cut-in", "filter add dev lan0 ingress pref 1 matchall action drop"),
+        ("cut-out", "tc qdisc replace dev lan0 root netem loss 100%"),
+        ("cut-from-nodes", "filter add dev lan0 ingress pref 2 protocol ip flower src_ip 10.77.1.12 action drop"),
+        ("cut-from-nodes", "filter add dev lan0 egress pref 2 protocol ip flower dst_ip 10.77.1.12 action drop"),
+        ("cut-from-nodes", "pref 3 protocol arp flower arp_sip 0.0.0.0 action drop"),
+        ("lossy", "tc qdisc replace dev lan0 root netem loss 20%"),
+        ("lossy", "action ok random netrand drop 5"),
+        ("heal", "tc qdisc del dev lan0 root"),
+        ("heal", "tc qdisc del dev lan0 clsact"),
+        ("busy", "systemd-run --quiet --collect --unit=hwlab-busy"),
+        ("idle", "systemctl stop hwlab-busy"),
+        ("clock-fast", "python3 - 10500"),
+        ("clock-slow", "python3 - 9500"),
+        ("clock-true", "python3 - 10000"),
+    ],
+)
+def test_a_fault_of_the_host_itself_is_a_script_for_its_interface(kind: str, words: str) -> None:
+    calls: list[str] = []
+    inject(kind, replace(fake_host(calls), interfaces={"lan": "lan0"}, peers=("10.77.1.12", "10.77.1.50")))
+    assert words in calls[-1]
+
+
+def test_a_node_that_is_alone_cannot_be_cut_from_the_others() -> None:
+    calls: list[str] = []
+    with pytest.raises(LabError, match="no other nodes"):
+        inject("cut-from-nodes", fake_host(calls))
+    assert calls == []
 
 
 def test_every_fault_with_an_undo_names_a_kind_that_exists() -> None:

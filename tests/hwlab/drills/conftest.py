@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import pytest
 
 from hwlab.history import (
+    Answer,
+    Answers,
     Attempt,
     Condition,
     End,
@@ -93,6 +95,17 @@ def stamp_writes() -> tuple[StampWrite, ...]:
     )
 
 
+def answers(old_until: float = FAULT_MS + 900, new_from: float = BACK_MS - 100) -> Answers:
+    """A question each 100 ms; the old primary's kernel answers until its gate is shut, then the new one's."""
+    asked = tuple(float(ms) for ms in range(-9000, 20_400, 100))
+    told = [
+        Answer(ask=n, at_ms=ms + 0.4, mac="02:00:00:00:00:01" if ms < old_until else "02:00:00:00:00:02")
+        for n, ms in enumerate(asked, start=1)
+        if ms < old_until or ms >= new_from
+    ]
+    return Answers(asked_ms=asked, answers=tuple(told))
+
+
 def recovery() -> Recovery:
     steps = (
         Phase(name="decide", start_ms=10_900, end_ms=11_150),
@@ -121,6 +134,7 @@ def good() -> History:
         owner=Owner(releasing_ms=20_050, touches=30),
         kernel_complaints=(),
         reservations=reservations(),
+        answers=answers(),
         stamps_seen=stamps(500),
         stamp_writes=stamp_writes(),
         epochs=(

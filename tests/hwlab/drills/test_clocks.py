@@ -28,6 +28,17 @@ def test_the_error_of_a_combined_clock_covers_its_drift() -> None:
     assert both.uncertainty_ms == 4
 
 
+def test_a_clock_with_a_rate_of_its_own_is_followed_along_its_line() -> None:
+    before = Clock(host="n1", boot="b", mono_offset_ms=300, wall_offset_ms=9000, uncertainty_ms=1, at_ms=1000)
+    after = Clock(host="n1", boot="b", mono_offset_ms=2800, wall_offset_ms=11_500, uncertainty_ms=2, at_ms=51_000)
+    both = combine(before, after)
+    assert both.rate == pytest.approx(1.05)
+    # Half way: 25 s of the drill's clock are 26.25 s of the host's.
+    assert both.from_mono_ns(round((1300 + 26_250) * 1e6)) == pytest.approx(26_000)
+    assert both.from_wall_ms(10_000 + 26_250) == pytest.approx(26_000)
+    assert both.uncertainty_ms == 2
+
+
 def test_clocks_of_two_boots_are_never_combined() -> None:
     before = Clock(host="n1", boot="b1", mono_offset_ms=0, wall_offset_ms=0, uncertainty_ms=1)
     with pytest.raises(ValueError, match="rebooted"):

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from hwlab.drillfile import DrillError, Fault, load_drill, names, parse
+from hwlab.drillfile import DrillError, Expect, Fault, Flap, Reader, Watch, load_drill, names, parse
+from hwlab.faults import FAULTS
+from hwlab.run import REPAIRS
 
 GOOD: dict[str, Any] = {
     "name": "d",
@@ -18,15 +20,24 @@ GOOD: dict[str, Any] = {
 
 def test_all_drills_that_ship_can_be_read() -> None:
     assert names() == [
+        "cut-all",
+        "cut-one-way",
+        "cut-one-way-out",
         "cut-primary",
         "cut-storage",
         "double-failure",
+        "drift",
+        "flap",
         "hang-controller",
         "hang-daemon",
+        "kill-controller",
         "kill-primary",
         "pause-primary",
         "planned-move",
         "power-cycle",
+        "stale-read",
+        "starved",
+        "stop-node",
     ]
     for name in names():
         drill = load_drill(name)
@@ -42,8 +53,51 @@ def test_every_node_that_loses_power_gets_it_back() -> None:
     for name in names():
         faults = [step for step in load_drill(name).steps if isinstance(step, Fault)]
         kinds = [fault.kind for fault in faults]
-        for cause, cure in (("kill", "power-on"), ("pause", "resume"), ("cut", "heal")):
-            assert (cause in kinds) <= (cure in kinds), f"{name}: {cause} without {cure}"
+        for kind in kinds:
+            cure = FAULTS[kind].undo
+            assert cure is None or cure in kinds, f"{name}: {kind} without {cure}"
+
+
+def test_what_undoes_a_fault_is_done_also_after_a_failed_step() -> None:
+    assert {fault.undo for fault in FAULTS.values() if fault.undo} - set(REPAIRS) <= {"clock-true"}
+
+
+def test_a_reader_that_is_pinned_is_freed_and_must_read_again() -> None:
+    for name in names():
+        drill = load_drill(name)
+        words = [step.word for step in drill.steps if isinstance(step, Reader)]
+        assert words in ([], ["pin", "free"]), name
+        assert drill.load.reader == bool(words)
+        asked = any(isinstance(step, Expect) and step.condition == "reads" for step in drill.steps)
+        assert asked == drill.load.reader
+
+
+def test_a_drill_with_a_length_can_be_made_shorter() -> None:
+    long, short = load_drill("starved"), load_drill("starved", duration_s=30)
+    deadlines = [
+        step.deadline_s
+        for drill in (long, short)
+        for step in drill.steps
+        if isinstance(step, Expect) and step.condition == "no-new-holder"
+    ]
+    assert deadlines == [600.0, 30.0]
+    with pytest.raises(DrillError, match="its length cannot be chosen"):
+        load_drill("kill-primary", duration_s=30)
+
+
+def test_a_flapping_link_and_a_setting_are_read() -> None:
+    flap = {"flap": "primary", "down_s": 2, "up_s": 0.5, "for_s": "duration", "start": True}
+    drill = parse(
+        {
+            **GOOD,
+            "duration_s": 7,
+            "prepare": [{"fault": "clock-fast", "on": "backup"}],
+            "step": [flap, {"watch_s": "duration"}],
+        },
+        "d.toml",
+    )
+    assert drill.prepare == (Fault(kind="clock-fast", role="backup"),)
+    assert drill.steps == (Flap(role="primary", down_s=2, up_s=0.5, for_s=7, start=True), Watch(watch_s=7))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +113,9 @@ def test_every_node_that_loses_power_gets_it_back() -> None:
         ({"end": {"server": "best"}}, "server is 'best'"),
         ({"end": {"server": "any", "ready": ["moon"]}}, "'moon' must be one of"),
         ({"load": {"warm_up_records": 1.5}}, "warm_up_records must be given, as int"),
+        ({"step": [{"watch_s": "duration"}]}, "no duration_s is given"),
+        ({"step": [{"reader": "stick"}]}, "step 1: reader is 'stick'"),
+        ({"prepare": [{"fault": "busy"}]}, "prepare 1: on must be given"),
         ({"title": None}, "title must be given, as str"),
     ],
 )

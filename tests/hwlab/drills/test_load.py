@@ -12,6 +12,7 @@ import pytest
 
 import hwlab.load
 import hwlab.thief
+from hwlab.feed import program
 
 LOAD = Path(hwlab.load.__file__)
 
@@ -96,13 +97,13 @@ def test_what_is_read_back_is_told_apart_record_by_record(
     assert (found["runs"], found["garbled"]) == (runs, garbled)
 
 
-@pytest.mark.parametrize("name", ["load", "thief", "witness", "stamper"])
+@pytest.mark.parametrize("name", ["load", "thief", "reader", "asker", "witness", "stamper"])
 def test_scripts_that_are_sent_to_hosts_need_nothing_but_the_standard_library(name: str) -> None:
     path = LOAD.with_name(f"{name}.py")
-    imported = {
-        line.split()[1].split(".")[0] for line in path.read_text().splitlines() if line.startswith(("import ", "from "))
-    }
+    text = program(path)
+    imported = {line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))}
     assert imported <= set(sys.stdlib_module_names)
-    assert path.read_text().isascii(), "its length is told in characters and sent in bytes"
+    compile(text, name, "exec")
+    assert text.isascii(), "its length is told in characters and sent in bytes"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and isinstance(importlib.util.module_from_spec(spec), ModuleType)

@@ -58,6 +58,23 @@ old_owner_must_try = true
 """
 
 
+# The real one needs a network; this one asks a file who has the address.
+ASKER = """
+import json, os, select, sys, time
+os.makedirs(os.path.dirname(sys.argv[sys.argv.index("--log") + 1]), exist_ok=True)
+log = open(sys.argv[sys.argv.index("--log") + 1], "w", buffering=1)
+print(json.dumps({"t": "started"}), flush=True)
+n = 0
+while not select.select([sys.stdin], [], [], 0.02)[0]:
+    n += 1
+    log.write(f"ask {n} {time.monotonic_ns()}\\n")
+    for server in open(SERVER).read().split():
+        log.write(f"answer {n} {time.monotonic_ns()} 02:00:00:00:00:0{server}\\n")
+        print(json.dumps({"t": "answer", "mac": server}), flush=True)
+print(json.dumps({"t": "final"}), flush=True)
+"""
+
+
 def key(node: int, epoch: int) -> str:
     return f"0x{0xABCDE << 44 | node << 32 | epoch:016x}"
 
@@ -84,6 +101,7 @@ class World:
         self.pr.mkdir(parents=True)
         (self.pr.parent / "udev_path").write_text(f"{self.disk}\n")
         (folder / "mnt").mkdir()
+        (folder / "server").write_text("1")
         self.share = Share(
             volume="v1",
             mount_point=str(folder / "mnt"),
@@ -92,6 +110,7 @@ class World:
             node_mount="/srv/v1",
             thief_link="lan",
             thief_address="10.77.1.22/24",
+            reader_address="10.77.1.23/24",
         )
         self._show([1])
 
@@ -138,6 +157,7 @@ class World:
         self.server, self.epoch = 1, self.epoch + 1
         self.fence_file.unlink(missing_ok=True)
         self._show([1])
+        (self.folder / "server").write_text("1")
 
     # ---- the cluster ----
 
@@ -147,6 +167,7 @@ class World:
         if self.flaw not in ("no preempt", "leaky fence"):
             self.fence_file.touch()
         self._show([1, 2] if self.flaw == "no preempt" else [2])
+        (self.folder / "server").write_text("1 2" if self.flaw == "gate left open" else "2")
         end_ms = time.time() * 1000
         off_ms = 5000 if self.flaw == "wrong times" else 0
         steps = [
@@ -181,9 +202,11 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         (scripts / f"{name}.py").write_text(text.replace("run_first(10)", "False"))
     thief = (observers.SCRIPTS / "thief.py").read_text()
     thief = re.sub(r"become_another_machine\(args.link.*\n", "pass\n", thief)
+    thief = re.sub(r"from hwlab.*\n", "", thief)
     thief = re.sub(r'subprocess.run\((mount|\["umount").*\n', "pass\n", thief)
     thief = thief.replace('"/run/hactl-drill/thief"', repr(str(tmp_path / "mnt")))
     (scripts / "thief.py").write_text(thief)
+    (scripts / "asker.py").write_text(ASKER.replace("SERVER", repr(str(tmp_path / "server"))))
     stamper = (observers.SCRIPTS / "stamper.py").read_text()
     stamper = stamper.replace("whole_disk(args.mount)", repr(str(tmp_path / "disk")))
     stamper = stamper.replace("(os.O_DIRECT if direct else 0)", "0")
@@ -199,7 +222,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         folder = tmp_path / "drills"
         folder.mkdir(exist_ok=True)
         (folder / "test.toml").write_text(DRILL.format(name="test", deadline=deadline_s))
-        monkeypatch.setattr(drills, "load_drill", lambda name: drills_load(name, folder))
+        monkeypatch.setattr(drills, "load_drill", lambda name, duration_s: drills_load(name, folder, duration_s))
         world = World(tmp_path, flaw)
         with (tmp_path / "progress").open("w") as out:
             code = run_drill("test", runs=runs, stage=world, out_dir=tmp_path / "out", progress=Progress(out))
@@ -244,6 +267,14 @@ def test_a_fence_that_stops_nobody_is_invalid_even_if_the_key_is_gone(
     code, world = play("leaky fence")
     assert code is Exit.INVALID
     assert report(world)["runs"][0]["late_writes"] > 0  # type: ignore[index]
+
+
+def test_an_old_server_that_keeps_the_address_is_invalid_whatever_the_disk_says(
+    play: Callable[..., tuple[Exit, World]],
+) -> None:
+    code, world = play("gate left open")
+    assert code is Exit.INVALID
+    assert "two kernels had the served address" in reasons(world)
 
 
 def test_a_cluster_that_does_nothing_is_invalid(play: Callable[..., tuple[Exit, World]]) -> None:
