@@ -131,6 +131,19 @@ class NodeWatchClient:
         for it."""
         self._put({"t": "lift", "node": node})
 
+    def propose(self, change: dict[str, Any], digest: str) -> None:
+        """Leader only: have the cluster agree on this change of the configuration. The view's `config` shows how far
+        it is."""
+        self._put({"t": "propose", "change": change, "digest": digest})
+
+    def accept(self, term: int, change: dict[str, Any], digest: str) -> None:
+        """The leader of `term` offered this change, and it can be made here."""
+        self._put({"t": "accept", "term": term, "change": change, "digest": digest})
+
+    def reconfigure(self, change: dict[str, Any]) -> None:
+        """The change was chosen, and the configuration that it makes is on this node's disk."""
+        self._put({"t": "reconfigure", "change": change})
+
     def yield_(self) -> None:
         """Close all gates and give the lease up until `unyield`."""
         self._put({"t": "yield"})

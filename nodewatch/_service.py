@@ -23,15 +23,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from nodewatch import events as ev
+from nodewatch import keyring
 from nodewatch._gate import BadGate, Gate
 from nodewatch._ipc import Connection, Listener, encode
 from nodewatch._stable import StableFile, StableWriter
 from nodewatch._udp import UdpLink
 from nodewatch.config import ClusterConfig, ConfigError, NodeConfig, parse_config
 from nodewatch.core import NodeWatch
+from nodewatch.membership import ChangeRefused, change_from
 from nodewatch.stable import Stable, next_generation
 from nodewatch.view import to_json
-from nodewatch.wire import KEY_BYTES
 
 _BIND_PATIENCE_S = 10.0
 _PRIORITY = 10
@@ -65,23 +66,21 @@ def log(text: str, serious: bool = False) -> None:
     sys.stderr.flush()
 
 
-def read_key(path: str) -> bytes:
-    """The cluster key. Raises StartError."""
+def read_keys(path: str, wanted: tuple[str, ...]) -> tuple[bytes, ...]:
+    """The cluster keys that count, the one to seal under first: those of the ids `wanted`, or the file's first.
+    Raises StartError."""
     try:
         mode = os.stat(path).st_mode
         with open(path, encoding="ascii") as file:
-            text = file.read().strip()
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise StartError(f"cluster key {path}: {error}; copy it from another node, mode 0600") from error
     if mode & 0o077:
         raise StartError(f"cluster key {path}: others may read it (mode {mode & 0o777:04o}); run `chmod 600 {path}`")
     try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != KEY_BYTES:
-        raise StartError(f"cluster key {path}: not {2 * KEY_BYTES} hex digits; copy it from another node")
-    return key
+        return keyring.choose(keyring.parse(text), wanted)
+    except keyring.BadKeys as error:
+        raise StartError(f"cluster key {path}: {error}; copy it from a node that is in the cluster") from error
 
 
 def read_config(options: Options) -> tuple[ClusterConfig, NodeConfig]:
@@ -106,7 +105,7 @@ class Service:
         """Everything that may be refused is tried here, before a packet is sent. Raises StartError or
         StableUnusable."""
         config, me = read_config(options)
-        key = read_key(config.key_file)
+        key, *other_keys = read_keys(config.key_file, config.keys)
         file = StableFile(options.state)
         # From here on no older node watch of this host runs: what the start's time means in the proof of lease.py.
         stored = file.load()
@@ -119,11 +118,19 @@ class Service:
             term=stored.term,
             voted_for=stored.voted_for,
             promises=stored.promises,
+            accepted=stored.accepted,
         )
         file.save(restored)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._writer = StableWriter(file, self._wake_fd, lambda text: log(text, serious=True))
-        self._watch = NodeWatch(config=config, me=me, key=key, restored=restored, now_ms=clock_ms())
+        self._watch = NodeWatch(
+            config=config,
+            me=me,
+            key=key,
+            other_keys=tuple(other_keys),
+            restored=restored,
+            now_ms=clock_ms(),
+        )
         self._listener = Listener(options.socket)
         self._connections: dict[int, Connection] = {}
         self._gates: dict[str, Gate] = {}
@@ -222,7 +229,7 @@ class Service:
             try:
                 if message:
                     self._command(connection, message, fds)
-            except (KeyError, TypeError, ValueError, BadGate) as error:
+            except (KeyError, TypeError, ValueError, BadGate, ChangeRefused, StartError) as error:
                 log(f"hactld's message {str(message)[:200]} is not valid: {error!r}", serious=True)
             finally:
                 Connection.close_all(fds)
@@ -255,10 +262,23 @@ class Service:
                 self._feed(ev.BarWanted(now_ms=now, node=str(message["node"])))
             case "lift":
                 self._feed(ev.LiftWanted(now_ms=now, node=str(message["node"])))
+            case "propose" | "accept" | "reconfigure":
+                self._change(kind, message)
             case "yield" | "unyield":
                 self._feed(ev.YieldWanted(now_ms=now, yielded=kind == "yield"))
             case _:
                 raise ValueError(f"unknown kind {kind!r}")
+
+    def _change(self, kind: str, message: dict[str, Any]) -> None:
+        change = change_from(_object(message["change"]))
+        if kind == "propose":
+            self._feed(ev.ChangeProposed(now_ms=clock_ms(), change=change, digest=str(message["digest"])))
+        elif kind == "accept":
+            term, digest = int(message["term"]), str(message["digest"])
+            self._feed(ev.ChangeOffered(now_ms=clock_ms(), term=term, change=change, digest=digest))
+        elif change.version > self._config.version:
+            keys = read_keys(self._config.key_file, change.keys or self._config.keys)
+            self._feed(ev.ChangeMade(now_ms=clock_ms(), change=change, keys=keys))
 
     def _welcome(self, connection: Connection) -> None:
         """A new daemon; one that is still connected is an old one."""
@@ -315,6 +335,11 @@ class Service:
                     self._writer.submit(effect.stable)
                 case ev.Deliver():
                     self._deliver(effect)
+                case ev.Configured():
+                    self._config = effect.config
+                    for number, link in enumerate(self._links):
+                        if link is not None:
+                            link.configure(_peers_of(effect.config, self._me, number))
                 case ev.Publish():
                     self._publish()
                 case ev.Log():
@@ -402,10 +427,14 @@ def _object(body: object) -> dict[str, Any]:
     return body
 
 
+def _peers_of(config: ClusterConfig, me: NodeConfig, number: int) -> dict[int, str]:
+    """Where the others listen on that link."""
+    return {node.number: node.addresses[number] for node in config.nodes if node.number != me.number}
+
+
 def _open_link(config: ClusterConfig, me: NodeConfig, number: int) -> UdpLink:
     """Raises OSError."""
-    peers = {node.number: node.addresses[number] for node in config.nodes if node.number != me.number}
-    return UdpLink(me.addresses[number], config.port, peers)
+    return UdpLink(me.addresses[number], config.port, _peers_of(config, me, number))
 
 
 def _bind(config: ClusterConfig, me: NodeConfig) -> list[UdpLink | None]:

@@ -29,12 +29,17 @@ class UdpLink:
         except OSError:
             self._socket.close()
             raise
-        self._peers = {number: (peer, port) for number, peer in peers.items()}
+        self._port = port
+        self.configure(peers)
         self.send_errors = 0
         self.last_error = ""
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def configure(self, peers: Mapping[int, str]) -> None:
+        """Where the peers listen, from now on."""
+        self._peers = {number: (peer, self._port) for number, peer in peers.items()}
 
     def send(self, to: tuple[int, ...], datagram: bytes) -> None:
         """A datagram that cannot be sent now is a lost datagram."""

@@ -40,10 +40,11 @@ class _Opened(NamedTuple):
 
 
 class Session:
-    __slots__ = ("beat_ms", "beat_seq", "cipher", "opened", "since_seq", "window")
+    __slots__ = ("beat_ms", "beat_seq", "ciphers", "opened", "since_seq", "window")
 
-    def __init__(self, cipher: Cipher, since_seq: int) -> None:
-        self.cipher = cipher
+    def __init__(self, ciphers: tuple[Cipher, ...], since_seq: int) -> None:
+        self.ciphers = ciphers
+        """One for each cluster key that is accepted."""
         self.window = ReplayWindow()
         self.beat_seq = 0
         """The newest heartbeat received."""
@@ -54,7 +55,17 @@ class Session:
 
     @property
     def generation(self) -> int:
-        return self.cipher.generation
+        return self.ciphers[0].generation
+
+    def open(self, datagram: bytes, seq: int) -> bytes | None:
+        """The body; the key that fitted is tried first from then on."""
+        for cipher in self.ciphers:
+            body = cipher.open(datagram, seq)
+            if body is not None:
+                if cipher is not self.ciphers[0]:
+                    self.ciphers = (cipher, *(other for other in self.ciphers if other is not cipher))
+                return body
+        return None
 
 
 class _Peer:
@@ -95,14 +106,14 @@ class Admission:
     def __init__(
         self,
         *,
-        key: bytes,
+        keys: tuple[bytes, ...],
         uuid: str,
         me: NodeConfig,
         generation: int,
         peers: Iterable[NodeConfig],
         now_ms: int,
     ) -> None:
-        self._key = key
+        self._keys = keys
         self._uuid = uuid
         self._me = me
         self._generation = generation
@@ -129,6 +140,17 @@ class Admission:
     def conflicts(self, now_ms: int) -> tuple[str, ...]:
         """What was seen lately of two nodes that use one number, name or address."""
         return tuple(text for at_ms, text in self._conflicts.values() if now_ms - at_ms < CONFLICT_SHOWN_MS)
+
+    def configure(self, keys: tuple[bytes, ...], peers: Iterable[NodeConfig]) -> None:
+        """The configured nodes, or the keys that are accepted, changed. Who stays keeps its sessions."""
+        self._peers = {peer.number: self._peers.get(peer.number) or _Peer(peer) for peer in peers}
+        if keys == self._keys:
+            return
+        self._keys = keys
+        for number, known in self._peers.items():
+            for session in (known.present, known.pending):
+                if session is not None:
+                    session.ciphers = self._ciphers(number, session.generation)
 
     def session(self, number: int) -> Session | None:
         """The peer's present process."""
@@ -157,8 +179,8 @@ class Admission:
             copy = self._copy(known, header.sender, datagram, link, now_ms)
             if copy is not None:
                 return copy if known is peer.present else ""
-        cipher = known.cipher if known is not None else self._cipher(header.sender, header.generation)
-        body = cipher.open(datagram, header.seq)
+        session = known if known is not None else self._session(header, my_seq)
+        body = session.open(datagram, header.seq)
         if body is None:
             return wire.WRONG_KEY
         if not right_source:
@@ -175,7 +197,7 @@ class Admission:
             newest = peer.pending or peer.present
             if newest is not None and header.generation < newest.generation:
                 return self._old_generation(peer, header, body, now_ms, my_seq)
-            known = peer.pending = Session(cipher, my_seq)
+            known = peer.pending = session
         if not known.window.accept(header.seq):
             return wire.REPLAYED
         if len(peer.addresses) > 1 and kind_of(body) in HEARTBEATS:
@@ -232,7 +254,7 @@ class Admission:
         """A number that is no peer's: our own, or one that the configuration does not have."""
         if header.sender == self._me.number and header.generation == self._generation:
             return wire.OWN_NUMBER
-        if self._cipher(header.sender, header.generation).open(datagram, header.seq) is None:
+        if self._session(header, 0).open(datagram, header.seq) is None:
             return wire.WRONG_KEY
         if header.sender != self._me.number:
             return wire.UNKNOWN_SENDER
@@ -250,8 +272,11 @@ class Admission:
                 return session
         return None
 
-    def _cipher(self, sender: int, generation: int) -> Cipher:
-        return Cipher(self._key, self._uuid, sender, generation)
+    def _session(self, header: wire.Header, my_seq: int) -> Session:
+        return Session(self._ciphers(header.sender, header.generation), my_seq)
+
+    def _ciphers(self, sender: int, generation: int) -> tuple[Cipher, ...]:
+        return tuple(Cipher(key, self._uuid, sender, generation) for key in self._keys)
 
     def _conflict(self, key: tuple[str, int], sentence: str, now_ms: int) -> None:
         known = self._conflicts.get(key)

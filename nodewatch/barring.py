@@ -65,6 +65,14 @@ class Barring:
         self.heard_leader = False
         """Since its start this process heard what a leader orders."""
 
+    def configure(self, needed: int, names: Mapping[int, str]) -> None:
+        """The configured nodes changed; the peers that this was given are up to date."""
+        self._needed = needed
+        self._names = names
+        self.table.configure(needed, names)
+        for number in [number for number in self.promises.held if number not in names]:
+            del self.promises.held[number]
+
     def promised_mark(self, number: int, durable: Stable) -> int:
         """The mark of a promise that may be told: it is on the disk. 0 = none."""
         promise = self.promises.held.get(number)
@@ -143,8 +151,8 @@ class Barring:
             self._say(number, "barred cause=inherited")
 
     def _bar_silent(self, now: int) -> None:
-        patient = now - self._start_ms < UNHEARD_PATIENCE_MS
-        for number in self._peers:
+        for number, peer in self._peers.items():
+            patient = now - peer.since_ms < UNHEARD_PATIENCE_MS
             standing = self.table.barred(number)
             state = self._detector.state(number)
             if state == "alive":

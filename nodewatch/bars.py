@@ -16,7 +16,7 @@ mark is not counted: a recording of an earlier promise cannot confirm anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from nodewatch.heartbeat import Order, OrderKind
@@ -111,6 +111,21 @@ class BarTable:
         self._lifts: dict[int, int] = {}
         """Node -> mark; they stand beside a later bar for those who missed them."""
         self._ends: dict[int, dict[int, int]] = {}
+
+    def configure(self, needed: int, members: Collection[int]) -> None:
+        """The configured nodes changed: bars that were confirmed may lack a promise now; they stay forced."""
+        self._needed = needed
+        self._orders = {node: order for node, order in self._orders.items() if node in members}
+        self._lifts = {node: mark for node, mark in self._lifts.items() if node in members}
+        self._ends = {
+            node: {by: end_ms for by, end_ms in ends.items() if by in members}
+            for node, ends in self._ends.items()
+            if node in members
+        }
+
+    def settled(self) -> bool:
+        """Is every bar that stands confirmed?"""
+        return all(self.barred(node) is None or self.confirmed(node) for node in self._orders)
 
     def orders(self) -> tuple[Order, ...]:
         """What the heartbeats carry. Lifts come first: a bar that stands beside one is newer."""

@@ -23,8 +23,10 @@ LINKS_MAX = 4
 DEFAULT_PORT = 7747
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_DIGEST = re.compile(r"[0-9a-f]{16}")
+VERSION_MAX = 0xFFFFFFFF
 _SECTIONS: dict[str, tuple[str, ...]] = {
-    "cluster": ("name", "uuid", "key_file", "this"),
+    "cluster": ("name", "uuid", "key_file", "this", "version", "previous", "keys"),
     "node": ("name", "number", "address", "addresses"),
     "timing": tuple(entry.name for entry in fields(Timing)),
     "network": ("port",),
@@ -70,6 +72,12 @@ class ClusterConfig:
     timing: Timing
     port: int
     metrics_listen: str | None
+    version: int = 1
+    """Counts the changes made while the cluster ran, see `membership.py`."""
+    previous: str = ""
+    """Digest, in hex, of the configuration that this one came from by one change; "" = by none."""
+    keys: tuple[str, ...] = ()
+    """Ids of the cluster keys that are accepted; frames are sealed under the first. () = the key file's first key."""
 
     def node(self, name: str) -> NodeConfig | None:
         return next((node for node in self.nodes if node.name == name), None)
@@ -90,14 +98,15 @@ class ClusterConfig:
         )
 
     def digest(self) -> bytes:
-        """8 bytes over everything that must be equal on all nodes: cluster, nodes, timing, port."""
+        """8 bytes over everything that must be equal on all nodes: cluster, nodes, timing, port, version, keys."""
         # Imported here: hactld reads this file too and does not need the library for anything.
         from cryptography.hazmat.primitives import hashes
 
         nodes = sorted((node.number, node.name, *node.addresses) for node in self.nodes)
         timing = [(entry.name, getattr(self.timing, entry.name)) for entry in fields(Timing)]
         summary = hashes.Hash(hashes.SHA256())
-        summary.update(repr((self.name, self.uuid, nodes, timing, self.port)).encode())
+        history = (self.version, self.previous, self.keys)
+        summary.update(repr((self.name, self.uuid, nodes, timing, self.port, history)).encode())
         return summary.finalize()[:8]
 
     @property
@@ -148,6 +157,9 @@ class _Reader:
             timing=timing,
             port=self._integer("network", 0, self._table("network"), "port", 1, 65535, DEFAULT_PORT),
             metrics_listen=self._listen(),
+            version=self._integer("cluster", 0, cluster, "version", 1, VERSION_MAX, 1),
+            previous=self._previous(cluster),
+            keys=self._keys(cluster),
         )
         self._check_timing(timing)
         return config
@@ -266,6 +278,19 @@ class _Reader:
         names = [node.name for node in nodes]
         return self._text("cluster", 0, cluster, "this", lambda text: text in names, f"one of {', '.join(names)}")
 
+    def _previous(self, cluster: Mapping[str, Any]) -> str:
+        if "previous" not in cluster:
+            return ""
+        return self._text("cluster", 0, cluster, "previous", _is_digest, "16 hex digits, as hactl wrote them")
+
+    def _keys(self, cluster: Mapping[str, Any]) -> tuple[str, ...]:
+        value = cluster.get("keys", [])
+        good = isinstance(value, list) and all(isinstance(each, str) and _is_digest(each) for each in value)
+        if not good or len(value) > 2 or len(set(value)) < len(value):
+            action = 'write one or two ids of 16 hex digits each, as in keys = ["0123456789abcdef"]'
+            raise self._error("cluster", 0, "keys", f"{value!r} is not valid", action)
+        return tuple(value)
+
     def _listen(self) -> str | None:
         table = self._table("metrics")
         if not table:
@@ -350,6 +375,10 @@ def _is_name(text: str) -> bool:
 
 def _is_uuid(text: str) -> bool:
     return _UUID.fullmatch(text) is not None
+
+
+def _is_digest(text: str) -> bool:
+    return _DIGEST.fullmatch(text) is not None
 
 
 def _is_path(text: str) -> bool:

@@ -17,6 +17,7 @@ bars stand, what must go to the disk. Then always: may I serve, is a heartbeat d
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import assert_never
 
 from nodewatch import events as ev
@@ -55,6 +56,7 @@ from nodewatch.heartbeat import (
 from nodewatch.lease import OwnLease
 from nodewatch.letters import ACK_AT_ONCE
 from nodewatch.links import Links
+from nodewatch.membership import NO_DIGEST, ChangeRefused, Membership
 from nodewatch.peers import Peer
 from nodewatch.prober import Ask, Help, Prober, Tell
 from nodewatch.quorum import majority
@@ -72,15 +74,26 @@ UNDELIVERED = "message to a peer's hactld not delivered"
 class NodeWatch:
     """`restored` is what stable storage holds, with the new generation of this process already in it."""
 
-    def __init__(self, *, config: ClusterConfig, me: NodeConfig, key: bytes, restored: Stable, now_ms: int) -> None:
+    def __init__(
+        self,
+        *,
+        config: ClusterConfig,
+        me: NodeConfig,
+        key: bytes,
+        restored: Stable,
+        now_ms: int,
+        other_keys: tuple[bytes, ...] = (),
+    ) -> None:
+        """`key` seals what leaves; what comes may be sealed under that or under `other_keys`."""
         timing = config.timing
         others = [node for node in config.nodes if node.number != me.number]
         self._timing = timing
         self._me = me
         self._needed = majority(len(config.nodes))
         self._start_ms = self._now_ms = now_ms
-        self._digest = config.digest()
+        self._membership = Membership(config, me.number, restored.accepted)
         self._generation = restored.generation
+        self._key = key
         self._cipher = Cipher(key, config.uuid, me.number, restored.generation)
         self._seq = 0
         self._beat_seq = 0
@@ -90,7 +103,12 @@ class NodeWatch:
         self._all = tuple(self._peers)
         self._numbers = {node.name: node.number for node in config.nodes}
         self._admission = Admission(
-            key=key, uuid=config.uuid, me=me, generation=restored.generation, peers=others, now_ms=now_ms
+            keys=(key, *other_keys),
+            uuid=config.uuid,
+            me=me,
+            generation=restored.generation,
+            peers=others,
+            now_ms=now_ms,
         )
         self._detector = Detector(
             self._peers, heartbeat_ms=timing.heartbeat_ms, overdue_ms=timing.overdue_ms, now_ms=now_ms
@@ -196,6 +214,10 @@ class NodeWatch:
                 self._yielded = event.yielded
             case ev.MessageWanted():
                 self._take_message(event)
+            case ev.ChangeProposed() | ev.ChangeOffered():
+                self._take_change(event)
+            case ev.ChangeMade():
+                self._change(event)
             case ev.Stop():
                 self._stopping = self._dirty = True
             case ev.Farewell():
@@ -240,6 +262,7 @@ class NodeWatch:
             yielded=self._yielded,
             gave_up=self._gave_up(now_ms),
             daemon=self._daemon_state,
+            membership=self._membership,
         )
 
     # --- from the network -----------------------------------------------------------------------------------------
@@ -329,17 +352,18 @@ class NodeWatch:
         if said.flags & HeartbeatFlag.GOODBYE and self._detector.said_goodbye(peer.config.number):
             self._urgent = True
             self._log(f"node={peer.config.name} alive->overdue cause=goodbye")
-        if peer.mismatch != (said.digest != self._digest):
+        if peer.my_entry is not None:
+            peer.outbox.acked(peer.my_entry.stream, peer.my_entry.letter)
+        peer.granted = self._membership.grants(peer.config.number, said)
+        if peer.mismatch == self._membership.counts(said):
             peer.mismatch = not peer.mismatch
-            verdict = "differs from ours: it counts for nothing here" if peer.mismatch else "equals ours again"
+            verdict = "differs from ours: it counts for nothing here" if peer.mismatch else "fits ours"
             self._log(f"node={peer.config.name} its configuration {verdict}", serious=peer.mismatch)
         if peer.mismatch:
             return
         for entry in said.entries:
             if entry.lifted:
                 self._barring.promises.learn_lift(entry.number, entry.lifted)
-        if peer.my_entry is not None:
-            peer.outbox.acked(peer.my_entry.stream, peer.my_entry.letter)
         if self._election.role == Role.LEADER:
             self._barring.count_promises(peer, pulses, now)
         peer.claim = peer.make_claim()
@@ -434,14 +458,17 @@ class NodeWatch:
         election = self._election
         if election.role == Role.LEADER:
             self._barring.lead(now, election.term, self._durable)
+            self._lead_change(now)
         else:
             self._barring.follow(election.leader, election.term)
+            self._membership.follow()
         held = self._barring.promises.held.items()
         wanted = Stable(
             generation=self._generation,
             term=election.term,
             voted_for=election.voted_for,
             promises=tuple((number, promise.first, promise.mark) for number, promise in sorted(held)),
+            accepted=self._membership.accepted,
         )
         if wanted != self._requested:
             self._requested = wanted
@@ -464,7 +491,7 @@ class NodeWatch:
 
     def _observed(self, now: int) -> Observed:
         claims = {
-            number: peer.claim
+            number: peer.claim if peer.granted else replace(peer.claim, role=Role.FOLLOWER)
             for number, peer in self._peers.items()
             if peer.claim is not None and not peer.mismatch and self._detector.alive(number)
         }
@@ -477,6 +504,90 @@ class NodeWatch:
             durable_term=self._durable.term,
             durable_vote=self._durable.voted_for,
         )
+
+    # --- changes of the configuration: `membership.py` --------------------------------------------------------------
+
+    def _lead_change(self, now: int) -> None:
+        """The leader's books of the change that is under way."""
+        membership = self._membership
+        before = membership.accepted_by, membership.chosen_ms, membership.blocked, membership.must_take
+        membership.lead(
+            now,
+            self._election.term,
+            durable_term=self._durable.term,
+            durable=self._durable.accepted,
+            heard={n: p.said for n, p in self._peers.items() if p.said is not None and self._counted(p)},
+            needed=self._needed,
+            bars_settled=self._barring.table.settled(),
+        )
+        if before != (membership.accepted_by, membership.chosen_ms, membership.blocked, membership.must_take):
+            self._changed = True
+            if membership.chosen_ms is not None and before[1] is None:
+                self._log(f"configuration version={membership.config.version + 1} chosen term={self._election.term}")
+
+    def _counted(self, peer: Peer) -> bool:
+        return not peer.mismatch and self._detector.alive(peer.config.number)
+
+    def _take_change(self, event: ev.ChangeProposed | ev.ChangeOffered) -> None:
+        election, membership = self._election, self._membership
+        try:
+            if isinstance(event, ev.ChangeOffered):
+                refusal = "" if event.term == election.term and election.leader else "it is not of the present leader"
+            else:
+                refusal = membership.may_propose(event.digest) if self._leads() else "this node does not lead"
+                if event.change.remove == self._me.number and membership.must_take is None:
+                    refusal = refusal or "a leader does not remove itself"
+            if refusal:
+                raise ChangeRefused(refusal)
+            membership.accept(election.term, event.change, event.digest)
+        except ChangeRefused as error:
+            self._log(f"configuration version={event.change.version} refused: {error}")
+            return
+        self._log(f"configuration version={event.change.version} accepted term={election.term}")
+        self._election = election.spend_vote()
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Who counts may have changed."""
+        self._dirty = self._changed = self._urgent = True
+        for peer in self._peers.values():
+            peer.read_again()
+            if peer.said is not None:
+                peer.mismatch = not self._membership.counts(peer.said)
+                peer.granted = self._membership.grants(peer.config.number, peer.said)
+
+    def _change(self, event: ev.ChangeMade) -> None:
+        """M5. Everything goes on; only who is counted changes."""
+        now = event.now_ms
+        try:
+            config = self._membership.move(event.change)
+        except ChangeRefused as error:
+            self._log(f"configuration version={event.change.version} not taken: {error}", serious=True)
+            return
+        names = {node.number: node.name for node in config.nodes}
+        for number in [number for number in self._peers if number not in names]:
+            self._undelivered(self._peers.pop(number).outbox.open(0))
+            self._detector.remove(number)
+        for node in config.nodes:
+            if node.number != self._me.number and node.number not in self._peers:
+                self._peers[node.number] = Peer(node, now)
+                self._detector.add(node.number)
+                self._patience_ends_ms = now + UNHEARD_PATIENCE_MS
+        self._all = tuple(self._peers)
+        self._numbers = {name: number for number, name in names.items()}
+        self._needed = majority(len(names))
+        self._key = event.keys[0]
+        self._cipher = Cipher(self._key, config.uuid, self._me.number, self._generation)
+        self._admission.configure(event.keys, [peer.config for peer in self._peers.values()])
+        self._election = self._election.configure(self._needed, names, now)
+        self._barring.configure(self._needed, names)
+        self._lease.configure(names)
+        self._links.configure(self._all)
+        self._prober.configure(self._all)
+        self._scene = replace(self._scene, nodes=config.nodes)
+        self._log(f"configuration version={config.version} nodes={','.join(names.values())}")
+        self._out.append(ev.Configured(config=config))
+        self._look_again()
 
     # --- bars -----------------------------------------------------------------------------------------------------
 
@@ -506,7 +617,8 @@ class NodeWatch:
     def _must_not_serve(self) -> bool:
         """For a reason of this node's own; what the others grant is the lease."""
         daemon_lost = self._daemon_state in (Daemon.HUNG, Daemon.ABSENT)
-        return bool(self._barring.barred_mark) or self._yielded or self._stopping or daemon_lost
+        leaving = self._membership.leaving
+        return bool(self._barring.barred_mark) or self._yielded or self._stopping or daemon_lost or leaving
 
     def _gave_up(self, now: int) -> bool:
         """R7. A gate of the process before this one may be open until its lease has ended."""
@@ -606,18 +718,24 @@ class NodeWatch:
     def _acknowledges(self, peer: Peer, now: int) -> bool:
         """R2."""
         fresh = now - self._start_ms < self._timing.guard_ms or not self._barring.heard_leader
-        return not fresh and not peer.mismatch and peer.config.number not in self._barring.promises.held
+        return not fresh and peer.granted and peer.config.number not in self._barring.promises.held
 
     def _make_said(self, now: int, *, gave_up: bool, goodbye: bool) -> Said:
         election, durable = self._election, self._durable
         voted = election.voted_for if (durable.term, durable.voted_for) == (election.term, election.voted_for) else 0
         role = election.role if election.role != Role.CANDIDATE or voted else Role.FOLLOWER
         orders = self._barring.table.orders() if self._leads() and not goodbye else ()
+        accepted = self._membership.accepted if durable.accepted == self._membership.accepted else None
         return Said(
             flags=(HeartbeatFlag.GOODBYE if goodbye else 0) | (HeartbeatFlag.GAVE_UP if gave_up else 0),
             role=Role.FOLLOWER if goodbye else role,
             daemon=self._daemon_state,
-            digest=self._digest,
+            digest=self._membership.digest,
+            config_version=self._membership.config.version,
+            previous=self._membership.previous,
+            durable_term=durable.term,
+            accepted_term=0 if accepted is None else accepted.term,
+            accepted=NO_DIGEST if accepted is None else bytes.fromhex(accepted.digest),
             term=election.term,
             leader=election.leader,
             voted_for=voted,

@@ -52,6 +52,15 @@ class Detector:
         self._overdue.add(peer)
         return news
 
+    def add(self, peer: int) -> None:
+        """A new node of the configuration."""
+        self._heard.setdefault(peer, None)
+
+    def remove(self, peer: int) -> None:
+        del self._heard[peer]
+        self._overdue.discard(peer)
+        self._gone.discard(peer)
+
     def reborn(self, peer: int) -> None:
         """A new process of that node speaks: its goodbye is over."""
         self._gone.discard(peer)

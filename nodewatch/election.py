@@ -21,7 +21,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from nodewatch.heartbeat import Role
@@ -81,6 +81,18 @@ class Election:
                 break
             state = following
         return state
+
+    def spend_vote(self) -> Election:
+        """M3 of `membership.py`: this term's leader gets the vote, if nobody had it."""
+        return self if self.voted_for else replace(self, voted_for=self.leader)
+
+    def configure(self, needed: int, members: Collection[int], now_ms: int) -> Election:
+        """The configured nodes changed. Who leads goes on; who wants to begins anew: votes of two configurations
+        are not added up."""
+        state = replace(self, needed=needed, leader=self.leader if self.leader in members else 0)
+        if self.role in (Role.LEADER, Role.FOLLOWER):
+            return state
+        return replace(state, role=Role.FOLLOWER, supports=0, votes=frozenset(), wait_from_ms=now_ms)
 
     def deadline_ms(self, seen: Observed) -> int | None:
         """When `step` may want to be called although nothing changed."""

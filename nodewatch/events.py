@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nodewatch.config import ClusterConfig
+from nodewatch.membership import Change
 from nodewatch.stable import Stable
 
 
@@ -107,6 +109,35 @@ class MessageWanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeProposed:
+    """hactld of the leader wants the configuration to change (rules of `membership.py`). `digest`: of what it
+    leads to, in hex, as hactld made it."""
+
+    now_ms: int
+    change: Change
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeOffered:
+    """The leader of `term` proposes it, and hactld found that it can be made here."""
+
+    now_ms: int
+    term: int
+    change: Change
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeMade:
+    """It was chosen, and is durable here. `keys`: those that count from now on, the one to seal under first."""
+
+    now_ms: int
+    change: Change
+    keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     """The process was asked to end: shut the gates. `Farewell` follows when that was tried."""
 
@@ -134,6 +165,9 @@ Event = (
     | LiftWanted
     | YieldWanted
     | MessageWanted
+    | ChangeProposed
+    | ChangeOffered
+    | ChangeMade
     | Stop
     | Farewell
 )
@@ -182,6 +216,13 @@ class Deliver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Configured:
+    """From now on this is the configuration: send to the addresses of its nodes."""
+
+    config: ClusterConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Publish:
     """Show `NodeWatch.view` to whoever listens."""
 
@@ -194,4 +235,4 @@ class Log:
     serious: bool = False
 
 
-Effect = Transmit | Persist | RenewGates | CloseGates | Deliver | Publish | Log
+Effect = Transmit | Persist | RenewGates | CloseGates | Deliver | Configured | Publish | Log

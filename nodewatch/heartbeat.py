@@ -112,6 +112,14 @@ class Said(NamedTuple):
     role: int
     daemon: int
     digest: bytes
+    config_version: int
+    previous: bytes
+    """The digest that the sender's configuration came from (`membership.py`)."""
+    durable_term: int
+    """The sender accepts no change of an older term any more, not even after a crash."""
+    accepted_term: int
+    accepted: bytes
+    """The digest of the change that the sender accepted in that term, durable; zero = none."""
     term: int
     leader: int
     """Node number, 0 = none known."""
@@ -156,7 +164,7 @@ class Malformed(Exception):
 
 
 _START = struct.Struct(">BHI")
-_HEAD = struct.Struct(">BBB8sQHHHQBB")
+_HEAD = struct.Struct(">BBB8sL8sQQ8sQHHHQBB")
 _ENTRY = struct.Struct(">HBQQQIIB")
 _ORDER = struct.Struct(">HBBQ")
 PULSE_BYTES = 14

@@ -37,6 +37,11 @@ Proof. Take a lease of A, resting on heartbeat s. The majority that acknowledged
   A said `gave up`, R7 makes that lease empty: it ends at once. A later lease needs a new acknowledgement by
   some node of P, which by R2 comes only after its promise ended, by R6 after A had shut every gate.  []
 
+Changes of the configuration. A majority is one of the configuration that the node made durable last. Those of two
+  configurations that differ by one node meet, and a lease and a bar never rest on configurations further apart:
+  `membership.py` has the rules and the argument. There "the same configuration digest" in R2 becomes "the same, or
+  the direct successor's".
+
 Fresh silence. B's process may have acknowledged A until the very moment it was killed, and may have lost what
   was not yet on stable storage. So for guard_ms after its start it acknowledges nobody, and also not before
   it heard a leader's list of bars; and it reports ages no larger than its own. For the same time after its
@@ -60,6 +65,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from nodewatch.quorum import kth_largest, majority
@@ -203,6 +209,11 @@ class OwnLease:
         self._acked[peer] = seq
         reached = kth_largest(self._acked.values(), self._needed)
         return reached is not None and self._advance(reached)
+
+    def configure(self, members: Collection[int]) -> None:
+        """The configured nodes changed. The lease that runs goes on: `membership.py` says why that is safe."""
+        self._needed = majority(len(members)) - 1
+        self._acked = {peer: seq for peer, seq in self._acked.items() if peer in members}
 
     def give_up(self, seq: int) -> None:
         """R7: use no acknowledgement of a heartbeat <= `seq` any more."""

@@ -62,6 +62,11 @@ class Links:
         self.down: dict[int, str] = {}
         """Links that cannot work, as this host's kernel says, and why."""
 
+    def configure(self, peers: Iterable[int]) -> None:
+        """The configured nodes changed."""
+        self._routes = {p: self._routes.get(p) or tuple(Route() for _ in range(self.count)) for p in peers}
+        self._newest = {peer: self._newest.get(peer, 0) for peer in self._routes}
+
     def heard(self, peer: int, link: int, now_ms: int, *, number: int = 0, late_ms: int = 0) -> None:
         """An authentic packet came, or a copy of one `late_ms` after it. `number`: of a heartbeat, 0 = not counted."""
         route = self._routes[peer][link]

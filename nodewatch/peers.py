@@ -28,6 +28,7 @@ class Peer:
         "claim",
         "config",
         "echoed",
+        "granted",
         "inbox",
         "mismatch",
         "my_entry",
@@ -36,10 +37,12 @@ class Peer:
         "ref_ms",
         "rtt_ms",
         "said",
+        "since_ms",
     )
 
     def __init__(self, config: NodeConfig, start_ms: int) -> None:
         self.config = config
+        self.since_ms = start_ms
         self.ref_ms = start_ms
         """When I last received a heartbeat that I may have acknowledged; R5: a fresh process may have forgotten one."""
         self.outbox = Outbox()
@@ -47,11 +50,14 @@ class Peer:
         """My newest heartbeat that it named."""
         self.rtt_ms: int | None = None
         self.mismatch = False
+        """What it says counts for nothing: `membership.py`."""
         self.forget()
 
     def forget(self) -> None:
         """A new process of that node speaks: nothing that the one before said holds."""
         self.said: Said | None = None
+        self.granted = False
+        """It may get acknowledgements and votes, as far as its configuration goes."""
         self._said_bytes = b""
         self.beat_seq = 0
         self.my_entry: Entry | None = None
@@ -59,6 +65,10 @@ class Peer:
         self.my_place = 0
         self.claim: Claim | None = None
         self.inbox = Inbox()
+
+    def read_again(self) -> None:
+        """Take its next heartbeat for news: what follows from what it says has changed here."""
+        self._said_bytes = b""
 
     @property
     def gave_up(self) -> bool:

@@ -110,6 +110,15 @@ class Prober:
         self._count = 0
         self._short_ms: int | None = None
 
+    def configure(self, peers: Iterable[int]) -> None:
+        """The configured nodes changed; the detector knows already. What concerns one that left is dropped."""
+        self._peers = tuple(peers)
+        for known in (self.silences, self._debts, self._answered_ms):
+            for peer in [peer for peer in known if peer not in self._peers]:
+                del known[peer]
+        here = set(self._peers)
+        self._favours = [each for each in self._favours if {each.asker, each.subject} <= here]
+
     # --- what happened --------------------------------------------------------------------------------------------
 
     def heard(self, peer: int, now_ms: int) -> list[Tell]:

@@ -12,9 +12,10 @@ from nodewatch.election import Election
 from nodewatch.gates import Gates
 from nodewatch.heartbeat import Daemon, EntryFlag, Role
 from nodewatch.links import Links
+from nodewatch.membership import Membership
 from nodewatch.peers import Peer
 from nodewatch.prober import Prober
-from nodewatch.view import DaemonState, LinkState, LinkView, NodeView, ProbeView, RoleName, View
+from nodewatch.view import ConfigView, DaemonState, LinkState, LinkView, NodeView, ProbeView, RoleName, View
 
 DAEMON_NAMES: dict[int, DaemonState] = {
     Daemon.OK: "ok",
@@ -61,12 +62,13 @@ def show(
     yielded: bool,
     gave_up: bool,
     daemon: Daemon,
+    membership: Membership,
 ) -> View:
     """The picture at `now_ms`."""
     ordered = sorted(scene.nodes, key=lambda node: node.number)
     leads = election.role == Role.LEADER
     nodes = {
-        node.name: _me(scene, now_ms, leads=leads, gave_up=gave_up, daemon=daemon)
+        node.name: _me(scene, now_ms, leads=leads, gave_up=gave_up, daemon=daemon, version=membership.config.version)
         if node.number == scene.me.number
         else _peer(scene, scene.peers[node.number], now_ms, leads=leads)
         for node in ordered
@@ -87,6 +89,22 @@ def show(
         nodes=nodes,
         gates=scene.gates.states(now_ms),
         drops=dict(scene.admission.drops),
+        config=_config(scene, membership, now_ms),
+    )
+
+
+def _config(scene: Scene, membership: Membership, now_ms: int) -> ConfigView:
+    accepted, must_take = membership.accepted, membership.must_take
+    return ConfigView(
+        version=membership.config.version,
+        digest=membership.digest.hex(),
+        accepted=None
+        if accepted is None
+        else {"term": accepted.term, "digest": accepted.digest, "change": accepted.change.to_plain()},
+        accepted_by=tuple(scene.name(number) or "?" for number in membership.accepted_by),
+        safe_in_ms=membership.safe_in_ms(now_ms),
+        blocked=membership.blocked,
+        must_take=None if must_take is None else (scene.name(must_take[0]) or "?", must_take[1].hex()),
     )
 
 
@@ -99,7 +117,7 @@ def _bar(scene: Scene, number: int, now_ms: int, *, leads: bool) -> tuple[bool, 
     return table.barred(number) is not None, None if safe_at_ms is None else max(0, safe_at_ms - now_ms)
 
 
-def _me(scene: Scene, now_ms: int, *, leads: bool, gave_up: bool, daemon: Daemon) -> NodeView:
+def _me(scene: Scene, now_ms: int, *, leads: bool, gave_up: bool, daemon: Daemon, version: int) -> NodeView:
     barred, safe_in_ms = _bar(scene, scene.me.number, now_ms, leads=leads)
     return NodeView(
         state="alive",
@@ -114,6 +132,7 @@ def _me(scene: Scene, now_ms: int, *, leads: bool, gave_up: bool, daemon: Daemon
         rtt_ms=None,
         links=tuple(_own_link(scene, link, address) for link, address in enumerate(scene.me.addresses)),
         promised_by=_promisers(scene, scene.me.number, leads=leads),
+        config_version=version,
     )
 
 
@@ -195,6 +214,7 @@ def _peer(scene: Scene, peer: Peer, now_ms: int, *, leads: bool) -> NodeView:
         probe=_probe(scene, number, now_ms),
         reachable_from=_reachable_from(scene, number),
         promised_by=_promisers(scene, number, leads=leads),
+        config_version=peer.said.config_version if peer.said is not None else 0,
     )
 
 

@@ -4,7 +4,11 @@ it on the disk."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from nodewatch.membership import Accepted, ChangeRefused, change_from
 
 FORMAT = 1
 
@@ -22,6 +26,8 @@ class Stable:
     """In `term`; 0 = nobody."""
     promises: tuple[tuple[int, int, int], ...] = ()
     """(node, first mark, newest mark), by node."""
+    accepted: Accepted | None = None
+    """The newest change of the configuration that this node accepted and has not made yet."""
 
 
 def to_text(stable: Stable) -> str:
@@ -32,6 +38,7 @@ def to_text(stable: Stable) -> str:
             "term": stable.term,
             "voted_for": stable.voted_for,
             "promises": [list(promise) for promise in stable.promises],
+            "accepted": _accepted_to_plain(stable.accepted),
         }
     )
 
@@ -48,9 +55,22 @@ def from_text(text: str) -> Stable:
             term=int(plain["term"]),
             voted_for=int(plain["voted_for"]),
             promises=promises,
+            accepted=_accepted_from(plain.get("accepted")),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ChangeRefused) as error:
         raise StableCorrupt(f"not readable: {error!r}") from error
+
+
+def _accepted_to_plain(accepted: Accepted | None) -> dict[str, Any] | None:
+    if accepted is None:
+        return None
+    return {"term": accepted.term, "digest": accepted.digest, "change": accepted.change.to_plain()}
+
+
+def _accepted_from(plain: Mapping[str, Any] | None) -> Accepted | None:
+    if plain is None:
+        return None
+    return Accepted(term=int(plain["term"]), digest=str(plain["digest"]), change=change_from(plain["change"]))
 
 
 def next_generation(stable: Stable, wall_clock_ms: int) -> int:

@@ -61,6 +61,26 @@ class ProbeView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigView:
+    """The configuration that this node is at, and the change that it knows of. See `membership.py`.
+
+    `accepted_by`, `safe_in_ms`, `blocked` and `must_take` are the leader's books; a follower's are empty."""
+
+    version: int = 1
+    digest: str = ""
+    """In hex."""
+    accepted: Mapping[str, Any] | None = None
+    """{"term", "digest", "change"}: what this node accepted and has not made yet."""
+    accepted_by: tuple[str, ...] = ()
+    safe_in_ms: int | None = None
+    """Once the change is chosen: how long until nodes may make it; 0 = now. Else None."""
+    blocked: str = "this node does not lead"
+    """Why no change can be proposed now; "" = one can."""
+    must_take: tuple[str, str] | None = None
+    """(node, digest): only this change can be proposed: it was accepted there under an earlier leader."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
     """One configured node. `confirmed` and `safe_in_ms` are filled in by the leader only."""
 
@@ -86,6 +106,8 @@ class NodeView:
     """Other nodes that say that they hear it. Hearsay: it lets nobody serve and bars nobody."""
     promised_by: tuple[str, ...] = ()
     """Who promised to acknowledge it no more; on the leader only."""
+    config_version: int = 0
+    """The version of its configuration; 0 while unheard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +131,7 @@ class View:
     equal."""
     conflict: tuple[str, ...] = ()
     """Sentences: two nodes that use one number, name or address."""
+    config: ConfigView = field(default_factory=ConfigView)
     nodes: Mapping[str, NodeView] = field(default_factory=dict)
     gates: Mapping[str, GateState] = field(default_factory=dict)
     drops: Mapping[str, int] = field(default_factory=dict)
@@ -120,6 +143,7 @@ def to_json(view: View) -> dict[str, Any]:
     for name in View.__dataclass_fields__:
         plain[name] = getattr(view, name)
     plain["nodes"] = {name: _node_to_json(node) for name, node in view.nodes.items()}
+    plain["config"] = {name: getattr(view.config, name) for name in ConfigView.__dataclass_fields__}
     return plain
 
 
@@ -149,6 +173,10 @@ def from_json(message: Mapping[str, Any]) -> View:
     known = {name: message[name] for name in View.__dataclass_fields__}
     known["config_mismatch"] = tuple(known["config_mismatch"])
     known["conflict"] = tuple(known["conflict"])
+    config = {name: known["config"][name] for name in ConfigView.__dataclass_fields__}
+    config["accepted_by"] = tuple(config["accepted_by"])
+    config["must_take"] = None if config["must_take"] is None else tuple(config["must_take"])
+    known["config"] = ConfigView(**config)
     nodes = cast("Mapping[str, Mapping[str, Any]]", known["nodes"])
     known["nodes"] = {name: _node_from_json(node) for name, node in nodes.items()}
     return View(**known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from nodewatch import events as ev
 from nodewatch.core import NodeWatch
 from nodewatch.gates import Gates
 from nodewatch.heartbeat import Said
+from nodewatch.membership import Membership, Told
 from nodewatch.peers import Peer
 from nodewatch.stable import Stable
 
@@ -27,7 +29,7 @@ class ForgetsAndSpeaksAtOnce(NodeWatch):
         super().__init__(restored=replace(restored, promises=()), **rest)
 
     def _acknowledges(self, peer: Peer, now: int) -> bool:
-        return not peer.mismatch and peer.config.number not in self._barring.promises.held
+        return peer.granted and peer.config.number not in self._barring.promises.held
 
 
 class AgesOfAnotherLife(NodeWatch):
@@ -91,3 +93,50 @@ class LiftsOnDemand(NodeWatch):
         if self._leads() and self._barring.table.barred(self._numbers[node]):
             self._barring.table.lift(self._numbers[node])
             self._note_bar("")
+
+
+class MovesAtOnce(NodeWatch):
+    """M5 without the wait: leases that rest on those who did not accept may still run."""
+
+    def __init__(self, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._membership._guard_ms = 0
+
+
+class ChosenByOne(NodeWatch):
+    """M5 without a majority."""
+
+    def _lead_change(self, now: int) -> None:
+        honest, self._needed = self._needed, 1
+        super()._lead_change(now)
+        self._needed = honest
+
+
+class Unsealed(NodeWatch):
+    """Without M4: who accepted goes on granting to those who are left behind."""
+
+    def __init__(self, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._membership = _NeverSealed(self._membership.config, self._me.number, None)
+
+
+class _NeverSealed(Membership):
+    def grants(self, number: int, told: Told) -> bool:
+        return self.counts(told)
+
+    @property
+    def leaving(self) -> bool:
+        return False
+
+
+class ForgetsWhatWasAccepted(NodeWatch):
+    """M2 without taking up what was accepted under an earlier leader."""
+
+    def __init__(self, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._membership = _TakesUpNothing(self._membership.config, self._me.number, None)
+
+
+class _TakesUpNothing(Membership):
+    def _to_be_taken_up(self, at_mine: Mapping[int, Told]) -> tuple[int, bytes] | None:
+        return None

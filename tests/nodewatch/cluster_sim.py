@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nodewatch import events as ev
 from nodewatch.config import ClusterConfig, NodeConfig
@@ -73,6 +73,8 @@ class SimNode:
     def __init__(self, sim: Simulation, config: NodeConfig) -> None:
         self.sim = sim
         self.config = config
+        self.cluster = sim.config
+        """The configuration that is on its disk."""
         drift = sim.config.timing.drift_percent / 100
         self.rate = sim.random.choice((1 - drift, 1 + drift, 1.0, sim.random.uniform(1 - drift, 1 + drift)))
         self.offset = sim.random.uniform(0, 1_000_000)
@@ -112,18 +114,13 @@ class SimNode:
         if self.watch is not None:
             return
         self.life += 1
-        self.stable = Stable(
-            generation=self.stable.generation + 1,
-            term=self.stable.term,
-            voted_for=self.stable.voted_for,
-            promises=self.stable.promises,
-        )
+        self.stable = replace(self.stable, generation=self.stable.generation + 1)
         self.paused = False
         self.inputs.clear()
         self.gate_given = False
         self.term_seen = 0
         self.watch = self.sim.make_core(
-            config=self.sim.config, me=self.config, key=KEY, restored=self.stable, now_ms=self.clock()
+            config=self.cluster, me=self.config, key=KEY, restored=self.stable, now_ms=self.clock()
         )
         self.wake()
 
@@ -205,7 +202,7 @@ class SimNode:
                 return ev.GatesClosed(now_ms=self.clock(), results={VOLUME: True})
             case ev.Log():
                 self.sim.note(self, effect.text)
-            case ev.Publish() | ev.Deliver():
+            case ev.Publish() | ev.Deliver() | ev.Configured():
                 pass
         return None
 
@@ -264,8 +261,9 @@ class SimNode:
 
     def lead(self, view: View) -> None:
         owner = self.sim.nodes[self.sim.owner]
-        of_owner = view.nodes[owner.config.name]
-        if owner is not self and of_owner.confirmed and of_owner.safe_in_ms == 0 and not view.barred:
+        of_owner = view.nodes.get(owner.config.name)
+        free = of_owner is None or (of_owner.confirmed and of_owner.safe_in_ms == 0)
+        if owner is not self and free and not view.barred:
             self.sim.owner = self.number
             self.sim.takeovers += 1
             self.sim.note(self, f"takes the volume over from {owner.config.name}")
@@ -282,6 +280,8 @@ class SimNode:
 
 
 class Simulation:
+    node_type = SimNode
+
     def __init__(
         self,
         seed: int,
@@ -305,7 +305,7 @@ class Simulation:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._leaders: dict[int, int] = {}
-        self.nodes = {node.number: SimNode(self, node) for node in self.config.nodes}
+        self.nodes = {node.number: self.node_type(self, node) for node in self.config.nodes}
         for node in self.nodes.values():
             node.daemon_up = True
             self.at(self.random.uniform(0, 300), node.start)

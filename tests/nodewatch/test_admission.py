@@ -19,11 +19,13 @@ MY_GENERATION, MY_SEQ = 100, 50
 
 
 def door() -> Admission:
-    return Admission(key=KEY, uuid=UUID, me=ME, generation=MY_GENERATION, peers=[PEER], now_ms=0)
+    return Admission(keys=(KEY,), uuid=UUID, me=ME, generation=MY_GENERATION, peers=[PEER], now_ms=0)
 
 
 def heartbeat(named_generation: int, named_seq: int) -> bytes:
-    said = Said(0, 0, 0, bytes(8), 0, 0, 0, 0, 0, (Entry(1, 0, named_generation, 0, 0, 0, 0),), ())
+    said = Said(
+        0, 0, 0, bytes(8), 1, bytes(8), 0, 0, bytes(8), 0, 0, 0, 0, 0, (Entry(1, 0, named_generation, 0, 0, 0, 0),), ()
+    )
     return encode_heartbeat(encode_said(said), [Pulse(named_seq, 0, 0)])
 
 

@@ -174,5 +174,5 @@ def test_the_largest_cluster_fits_a_datagram() -> None:
     assert len(parse_config(GOOD[: GOOD.index("[[node]]")] + many).nodes) == NODES_MAX
     entries = tuple(Entry(number, 0, 0, 0, 0, 0, 0, 1) for number in range(NODES_MAX))
     orders = tuple(Order(number, 1, 0, 0) for number in range(NODES_MAX) for _ in range(2))
-    said = encode_said(Said(0, 0, 0, bytes(8), 0, 0, 0, 0, 0, entries, orders))
+    said = encode_said(Said(0, 0, 0, bytes(8), 1, bytes(8), 0, 0, bytes(8), 0, 0, 0, 0, 0, entries, orders))
     assert len(encode_heartbeat(said, [Pulse(0, 0, 0)] * NODES_MAX)) <= MAX_BODY

@@ -154,10 +154,8 @@ def test_a_node_with_another_configuration_counts_for_nothing() -> None:
     sim.run_until(2000)
     other = sim.nodes[3]
     other.kill()
-    honest = sim.config
-    sim.config = replace(honest, timing=replace(honest.timing, lease_ms=9000))
+    other.cluster = replace(sim.config, timing=replace(sim.config.timing, lease_ms=9000))
     other.start()
-    sim.config = honest
     sim.run_until(6000)
     assert view(sim.nodes[1]).config_mismatch == ("n3",)
     assert view(other).config_mismatch == ("n1", "n2")

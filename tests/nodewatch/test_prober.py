@@ -244,6 +244,6 @@ def test_a_request_of_a_confused_peer_is_dropped() -> None:
     assert watch is not None
     session = watch._admission.session(2)
     assert session is not None
-    cut_short = session.cipher.seal(session.window.newest + 1, bytes([REQUEST]) + b"xx")
+    cut_short = session.ciphers[0].seal(session.window.newest + 1, bytes([REQUEST]) + b"xx")
     watch.step(ev.Datagram(now_ms=sim.nodes[1].clock(), source="10.0.0.2", data=cut_short))
     assert watch.view(sim.nodes[1].clock()).drops == {"authentic, but not understood": 1}
