@@ -14,7 +14,9 @@ neither: it is only the word to try. So the machine holds these rules, and `chec
    the tracking, the file system. Nothing is taken again before every step of that is seen done.
 5. While an old primary's lease may still run, the disk is fenced only once nobody answers under the volume's address
    any more (`LISTENING`). A hung primary's kernel goes on serving until its address expires: fenced before that, it
-   would answer its clients with I/O errors. This is for the clients' sake only; safety does not rest on it.
+   would answer its clients with I/O errors. Where the network between the nodes is split, the question does not arrive:
+   so the disk is never fenced earlier than `FENCE_EARLY_MS` before that lease ends, when a kernel that keeps time has
+   let the address expire. This is for the clients' sake only; safety does not rest on it.
 6. A disk that does not answer is doubt: the address is shut (`Step.DOUBT`) until the handle is verified again. A
    doubt that lasts is reported as a failure, so that the leader has another node take the volume.
 7. One step runs at a time. Each is idempotent: after a crash the same sequence is run from its start, and
@@ -37,6 +39,11 @@ VERIFY_EVERY_MS = 1000
 GRACE_POLL_MS = 200
 OPEN_TRIES = 3
 LISTEN_EVERY_MS = 50
+LISTEN_MS = 80
+"""How long one round of listening takes when nobody answers (fs/_address.py)."""
+FENCE_EARLY_MS = 400
+"""nodewatch's default `gate_slack_ms`: how much longer a lease lasts than the address in a kernel that is not late.
+Fence, replay and export take about as long as what is left of the lease then: most takeovers lose nothing by it."""
 DOUBT_MS = 3000
 GIVE_UP_MS = 4000
 
@@ -309,8 +316,11 @@ class Volume:
         if not self.mine:
             return self._proceed()
         match self.phase, event.step:
-            case (Phase.LISTENING, _) if event.settled:
+            case (Phase.LISTENING, _) if event.settled and self.now_ms >= self.wait_until_ms - FENCE_EARLY_MS:
                 return self._run(Phase.ACQUIRING, Step.ACQUIRE)
+            case (Phase.LISTENING, _) if event.settled:
+                again_ms = self.wait_until_ms - FENCE_EARLY_MS - LISTEN_MS
+                return replace(self, next_check_ms=max(self.now_ms, again_ms)), ()
             case (Phase.LISTENING, _):
                 return self._again(LISTEN_EVERY_MS), ()
             case (Phase.ADOPTING, _):

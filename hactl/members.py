@@ -7,11 +7,19 @@ which it was made, for a node of an older term may still follow an older leader'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from hactl.messages import Report
 from hactl.placement import Facts, NodeFacts
+
+
+class LinkSeen(Protocol):
+    """What is used of one link towards a node: does it say that it hears us there?"""
+
+    @property
+    def hears_us(self) -> bool | None: ...
 
 
 class NodeSeen(Protocol):
@@ -31,6 +39,8 @@ class NodeSeen(Protocol):
     def confirmed(self) -> bool: ...
     @property
     def safe_in_ms(self) -> int | None: ...
+    @property
+    def links(self) -> Sequence[LinkSeen]: ...
 
 
 @dataclass(slots=True)
@@ -48,6 +58,7 @@ class Members:
     _reports: dict[str, _Known] = field(default_factory=dict)
     _heard_unix_ms: dict[str, int] = field(default_factory=dict)
     _overdue_unix_ms: dict[str, int] = field(default_factory=dict)
+    _deaf_since_ms: dict[str, int] = field(default_factory=dict)
 
     def reported(self, node: str, generation: int, report: Report) -> bool:
         """Take a report in; True if it says anything new."""
@@ -62,10 +73,21 @@ class Members:
             term=term,
             now_ms=now_ms,
             now_unix_ms=now_unix_ms,
-            nodes={name: self._node(name, node, term, now_ms - seen_ms, now_unix_ms) for name, node in nodes.items()},
+            nodes={
+                name: self._node(name, node, term, now_ms - seen_ms, now_unix_ms, self._deaf(name, node, now_ms))
+                for name, node in nodes.items()
+            },
         )
 
-    def _node(self, name: str, node: NodeSeen, term: int, age_ms: int, now_unix_ms: int) -> NodeFacts:
+    def _deaf(self, name: str, node: NodeSeen, now_ms: int) -> bool:
+        """Does it say, and has it said for `overdue_ms`, that it hears us on no link? Just after a cut is healed a
+        node says so for one more heartbeat."""
+        if node.state != "alive" or not node.links or any(link.hears_us is not False for link in node.links):
+            self._deaf_since_ms.pop(name, None)
+            return False
+        return now_ms - self._deaf_since_ms.setdefault(name, now_ms) >= self.overdue_ms
+
+    def _node(self, name: str, node: NodeSeen, term: int, age_ms: int, now_unix_ms: int, deaf: bool) -> NodeFacts:
         alive = node.state == "alive"
         known = self._reports.get(name)
         current = (
@@ -78,6 +100,7 @@ class Members:
             confirmed=node.confirmed and node.safe_in_ms is not None,
             safe_in_ms=max(0, (node.safe_in_ms or 0) - age_ms) if node.confirmed else 0,
             daemon=node.daemon,
+            deaf=deaf,
             report=known.report if known is not None and current else None,
             heard_unix_ms=self._heard_unix_ms.get(name, 0),
             overdue_unix_ms=self._overdue_unix_ms.get(name, 0),

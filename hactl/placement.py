@@ -26,7 +26,8 @@ class NodeFacts:
 
     `report` is None until the hactld of this boot of the node was heard. `barred`, `confirmed`, `safe_in_ms`: a
     majority promised not to renew its lease, which ends in so many milliseconds at the latest. `daemon` is what
-    nodewatch there says of hactld: "ok", "hung", "gone" (it may come back) or "absent".
+    nodewatch there says of hactld: "ok", "hung", "gone" (it may come back) or "absent". `deaf`: it is heard, and says
+    that it does not hear this node: a cut in one direction.
     """
 
     alive: bool
@@ -34,6 +35,7 @@ class NodeFacts:
     confirmed: bool = False
     safe_in_ms: int = 0
     daemon: str = "ok"
+    deaf: bool = False
     report: Report | None = None
     heard_unix_ms: int = 0
     overdue_unix_ms: int = 0
@@ -206,7 +208,9 @@ def _circumstances(before: Assignment | None, source: str, facts: Facts) -> dict
     """Why, and for how long the taker waits: until the last lease that may still run has ended."""
     old = facts.nodes.get(source)
     barred = old is not None and old.barred
-    cause = f"{source} is overdue and barred" if barred else "nobody serves it"
+    cause = "nobody serves it"
+    if old is not None and old.barred:
+        cause = f"{source} hears nobody and is barred" if old.deaf else f"{source} is overdue and barred"
     if before is not None and not before.node:
         cause = "started by an administrator" if before.stop else before.cause
     waits = [n.safe_in_ms for n in facts.nodes.values() if n.barred and n.confirmed]
@@ -246,8 +250,9 @@ def _stop(plan: Plan, volume: str, facts: Facts) -> Plan:
 
 
 def _bars(plan: Plan, facts: Facts) -> tuple[str, ...]:
-    """Nodes to bar by force: fenced by an administrator; heard, but with a daemon that serves or tells nothing; or
-    suspended for so long that they gave up by themselves (their disk does not answer).
+    """Nodes to bar by force: fenced by an administrator; heard, but with a daemon that serves or tells nothing; heard,
+    but deaf, so that no word reaches them; or suspended for so long that they gave up by themselves (their disk does
+    not answer).
 
     A node that never reported may hold anything: it gets `RETRY_MS` to start its daemon before it is barred.
     """
@@ -263,9 +268,9 @@ def _bars(plan: Plan, facts: Facts) -> tuple[str, ...]:
         )  # fmt: skip
 
     def mute(name: str, node: NodeFacts) -> bool:
-        if not node.alive or node.daemon not in ("hung", "absent"):
+        if not node.alive or not (node.deaf or node.daemon in ("hung", "absent")):
             return False
-        return name in owners or not (patient and node.report is None)
+        return node.deaf or name in owners or not (patient and node.report is None)
 
     return tuple(
         name

@@ -8,7 +8,7 @@ import pytest
 
 from hactl.errors import RequestRefused
 from hactl.leader import Leader
-from hactl.members import Members, NodeSeen
+from hactl.members import LinkSeen, Members, NodeSeen
 from hactl.messages import Assign, Report, Request
 from tests.hactl.test_placement import SERVED, facts, gone, node
 
@@ -22,6 +22,7 @@ class Seen:
     barred: bool = False
     confirmed: bool = False
     safe_in_ms: int | None = None
+    links: tuple[LinkSeen, ...] = ()
 
 
 REPORT = Report(boot="b", term=3, standby=False)

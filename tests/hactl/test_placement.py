@@ -228,3 +228,15 @@ def test_an_owner_whose_disk_does_not_answer_for_long_is_barred_and_replaced() -
     assert decision.bars == ("n1",)
     barred = replace(gave_up, barred=True, confirmed=True)
     assert decide(facts(n1=barred, n2=node(), n3=node()), decision.plan).plan.table["v1"].node == "n2"
+
+
+def test_a_node_that_is_heard_but_hears_nobody_is_barred_at_once_even_without_a_report() -> None:
+    deaf = NodeFacts(alive=True, deaf=True)
+    decision = decide(facts(n1=deaf, n2=node(), n3=node()))
+    assert decision.bars == ("n1",)
+    assert "v1" in decision.blocked
+    barred = replace(deaf, barred=True, confirmed=True, safe_in_ms=700, heard_unix_ms=10)
+    before = decide(facts(**SERVED)).plan
+    decision = decide(facts(n1=barred, n2=node(), n3=node()), before)
+    word = decision.plan.table["v1"]
+    assert (word.node, word.wait_ms, word.cause) == ("n2", 700, "n1 hears nobody and is barred")
