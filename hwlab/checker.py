@@ -9,6 +9,7 @@ The rules, each about an outcome that somebody outside could see:
 - never two kernels had the served address, and none had it again without a new epoch (the asker);
 - no read showed less than what was acknowledged before it began (the reader, where a drill has one);
 - the volume moved no more often than the drill allows;
+- the phases lie where `hactl timing` says, give or take the stated error;
 - all conditions of the drill were met in time, and the cluster ended as the drill wants it.
 
 What breaks a rule makes the run invalid. What was not observed, or could not have been seen to fail, makes it
@@ -23,6 +24,7 @@ from hwlab.check_disk import by_device, judge_holders, judge_late_writes
 from hwlab.check_lock import judge_lock
 from hwlab.check_reads import judge_reads
 from hwlab.check_records import first_ack_after_stall, judge_records, longest_gap
+from hwlab.check_timing import Compared, compare, judge_timing
 from hwlab.history import History, Lock, Phase, Reservation, Verdict, key_node
 from hwlab.phases import phases_of
 from hwlab.reason import Reason, invalid, unknown, worst
@@ -61,6 +63,7 @@ class Judgement:
     stale_reads: int
     unanswered_reads: int
     moves: int | None
+    timing: tuple[Compared, ...]
 
 
 def judge(history: History) -> Judgement:
@@ -74,6 +77,7 @@ def judge(history: History) -> Judgement:
     answers = judge_answers(history)
     reads = judge_reads(history)
     moves = moves_of(history)
+    timing = compare(history)
     reasons = (
         *records.reasons,
         *lock_reasons,
@@ -82,6 +86,7 @@ def judge(history: History) -> Judgement:
         *answers.reasons,
         *reads.reasons,
         *judge_moves(history, moves),
+        *judge_timing(history, timing),
         *judge_witness(history),
         *judge_conditions(history),
         *judge_end(history),
@@ -114,6 +119,7 @@ def judge(history: History) -> Judgement:
         stale_reads=reads.stale,
         unanswered_reads=reads.unanswered,
         moves=moves,
+        timing=timing,
     )
 
 

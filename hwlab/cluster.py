@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from hwlab.history import TimingRow
 from hwlab.stage import HostSilent, Stage
 
 ANSWER_S = 30.0
@@ -40,6 +41,15 @@ def read_history(stage: Stage, hosts: Iterable[str]) -> list[dict[str, Any]]:
     table = _ask(stage, hosts, ["hactl", "history", "--json"])
     entries = table.get("history", []) if isinstance(table, dict) else table
     return [entry for entry in entries if entry.get("volume") == stage.share.volume]
+
+
+def read_timing(stage: Stage, hosts: Iterable[str]) -> tuple[TimingRow, ...]:
+    """What the cluster's timing promises, as the code that runs derives it."""
+    rows = _ask(stage, hosts, ["hactl", "timing", "--json"])
+    return tuple(
+        TimingRow(phase=str(row["phase"]), best_ms=float(row["best_ms"]), worst_ms=float(row["worst_ms"]))
+        for row in rows
+    )
 
 
 def _ask(stage: Stage, hosts: Iterable[str], argv: list[str]) -> Any:

@@ -208,6 +208,15 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimingRow:
+    """One phase as `hactl timing` promises it, in ms after the fault."""
+
+    phase: str
+    best_ms: float
+    worst_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class End:
     """The cluster at the end, as `hactl status` showed it: who serves, who could take over."""
 
@@ -260,5 +269,8 @@ class History:
     marks: tuple[Mark, ...] = ()
     answers: Answers | None = None
     reads: tuple[Read, ...] | None = None
+    timing: tuple[TimingRow, ...] | None = None
+    rate_error: float = 0.0
+    """By how much the fastest or slowest of the nodes' clocks is off true time (0.05 = 5 %)."""
     lost: tuple[str, ...] = ()
     """What broke in the lab itself (not in the cluster): makes the verdict unknown."""

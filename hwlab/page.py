@@ -6,6 +6,7 @@ from string import Template
 
 from hwlab import drawing
 from hwlab.report import Played, Session
+from hwlab.timeline import promise
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -55,10 +56,12 @@ def _run(run: Played) -> str:
         f"<tr><td>{mark.at_ms - history.fault_ms:+.0f} ms</td><td>{escape(mark.what)}</td></tr>"
         for mark in history.marks
     )
+    timing = "".join(f"<li>{escape(promise(row).strip())}</li>" for row in judgement.timing)
     return f"""<section>
 <h2>Run {run.number}: {escape(history.primary)} &rarr; {escape(end or "nobody")},
 <span class="{judgement.verdict}">{judgement.verdict}</span></h2>
 {f"<ul>{reasons}</ul>" if reasons else ""}
+{f"<ul>{timing}</ul>" if timing else ""}
 <h3>The takeover, from the fault to the client's return</h3>
 <div class="scroll">{drawing.takeover(history, judgement)}</div>
 <h3>The whole run</h3>

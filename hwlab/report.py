@@ -1,6 +1,7 @@
 """report.json: what a drill found, as data. The format is documented, with its version, in docs/drills.md."""
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,6 +143,18 @@ def run_as_dict(run: Played) -> dict[str, Any]:
         "uncertainty_ms": rounded(history.uncertainty_ms),
         "witness_gap_ms": rounded(judgement.witness_gap_ms),
         "phases": [phase_as_dict(phase, zero) for phase in judgement.phases],
+        "timing": [
+            {
+                "phase": row.phase,
+                "best_ms": rounded(row.best_ms),
+                "worst_ms": rounded(row.worst_ms),
+                "seen_low_ms": rounded(row.low_ms) if math.isfinite(row.low_ms) else None,
+                "seen_high_ms": rounded(row.high_ms),
+                "error_ms": rounded(row.error_ms),
+                "outside": row.outside,
+            }
+            for row in judgement.timing
+        ],
         "marks": [
             {"at_ms": since(m.at_ms, zero), "what": m.what, "kind": m.kind, "node": m.node} for m in history.marks
         ],

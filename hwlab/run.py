@@ -16,6 +16,7 @@ from hwlab.history import (
     History,
     Mark,
     Recovery,
+    TimingRow,
     Wanted,
 )
 from hwlab.observers import NotReady, Observers
@@ -316,6 +317,8 @@ class Run:
             wanted=self._wanted(),
             writes=None if load_log is None else gather.writes(load_log, client),
             found=gather.found(found),
+            timing=self._timing(),
+            rate_error=max(abs(observers.clocks[node].before.rate - 1) for node in stage.nodes.values()),
             answers=None if asker_log is None else gather.answers(asker_log, client),
             reads=None if reader_log is None else gather.reads(reader_log, client),
             attempts=None if thief_log is None else gather.attempts(thief_log, client),
@@ -400,6 +403,12 @@ class Run:
             return None
         text = done.stdout.decode(errors="replace")
         return text if done.returncode == 0 and self._marker() in text else None
+
+    def _timing(self) -> tuple[TimingRow, ...] | None:
+        try:
+            return cluster.read_timing(self._stage, self._answering())
+        except (ClusterSilent, KeyError, TypeError):
+            return None
 
     def _recoveries(self) -> tuple[Recovery, ...] | None:
         try:

@@ -1,6 +1,9 @@
 """One run as a timeline on a terminal. Pure: text in, text out."""
 
+import math
+
 from hwlab.check_answers import Served
+from hwlab.check_timing import Compared
 from hwlab.history import Verdict
 from hwlab.report import Played, Session
 
@@ -58,7 +61,18 @@ def facts(run: Played) -> list[str]:
         f"  disk: at most {judgement.holders_max} holder, {judgement.late_writes} late writes landed, "
         f"{judgement.refused_writes} refused",
         *more,
+        *(promise(row) for row in judgement.timing),
     ]
+
+
+def promise(row: Compared) -> str:
+    """One row of `hactl timing` beside what was seen."""
+    seen = f"{row.high_ms:.0f}" if row.low_ms == row.high_ms else f"{row.low_ms:.0f} to {row.high_ms:.0f}"
+    if not math.isfinite(row.low_ms):
+        seen = f"by {row.high_ms:.0f}"
+    table = f"{row.best_ms:.0f} to {row.worst_ms:.0f}"
+    verdict = row.outside or "within"
+    return f"  timing: {row.phase}: seen {seen} ms, promised {table} ms, error {row.error_ms:.0f}: {verdict}"
 
 
 def spell(served: Served, zero: float) -> str:

@@ -21,6 +21,7 @@ from hwlab.history import (
     Reservation,
     StampSeen,
     StampWrite,
+    TimingRow,
     Wanted,
     Witness,
     Write,
@@ -108,7 +109,8 @@ def answers(old_until: float = FAULT_MS + 900, new_from: float = BACK_MS - 100) 
 
 def recovery() -> Recovery:
     steps = (
-        Phase(name="decide", start_ms=10_900, end_ms=11_150),
+        Phase(name="detect", start_ms=9_950, end_ms=10_750),
+        Phase(name="decide", start_ms=10_750, end_ms=10_960),
         Phase(name="fence", start_ms=11_150, end_ms=11_230, detail=LUN),
         Phase(name="replay", start_ms=11_230, end_ms=11_300),
         Phase(name="mount", start_ms=11_300, end_ms=11_420),
@@ -135,6 +137,12 @@ def good() -> History:
         kernel_complaints=(),
         reservations=reservations(),
         answers=answers(),
+        timing=(
+            TimingRow(phase="detect", best_ms=600, worst_ms=800),
+            TimingRow(phase="bar confirmed", best_ms=600, worst_ms=1000),
+            TimingRow(phase="its lease must have ended", best_ms=1739, worst_ms=1939),
+            TimingRow(phase="gate of a cut-off node closes", best_ms=800, worst_ms=1750),
+        ),
         stamps_seen=stamps(500),
         stamp_writes=stamp_writes(),
         epochs=(

@@ -129,6 +129,8 @@ class World:
         words = " ".join(argv)
         if words == "hactl status --json":
             return self._answer(self._status())
+        if words == "hactl timing --json":
+            return self._answer([{"phase": "detect", "best_ms": 0, "worst_ms": 5000, "because": "a toy"}])
         if words == "hactl history --json":
             return self._answer(self.recoveries)
         if "nfsd/clients" in words:

@@ -1,0 +1,151 @@
+"""What was seen against what `hactl timing` promises. Pure.
+
+The table counts from the fault, of a primary that falls silent at one moment. So only drills that begin with such a
+fault are compared, and only their first recovery. A fault takes effect at some moment between the drill's call and its
+return: what is seen is therefore an interval, and the error beside it is what the lab itself may have added: the error
+of the clocks, the longest time for which an observer did not run, the slack of the records' own stamps, and clocks that
+a drill set wrong.
+
+A new server that the asker saw before the old lease could have ended, beyond that error, breaks a promise that safety
+rests on: invalid. Anything else outside is unknown: the table or the records are wrong or the lab was too slow, and
+nobody can say which.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from hwlab.history import History, Recovery
+from hwlab.phases import SLACK_MS
+from hwlab.reason import Reason, invalid, unknown
+
+SILENT_FAULTS = ("kill", "pause", "cut", "cut-out", "cut-from-nodes", "hang-daemon")
+"""After these nobody hears the primary any more."""
+GATE_FAULTS = ("cut-from-nodes", "hang-daemon")
+"""After these the asker still reaches the primary's kernel."""
+DETECT, BAR, LEASE = "detect", "bar confirmed", "its lease must have ended"
+GATE = "gate of a cut-off node closes"
+GATE_HUNG = "gate of a hung daemon closes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One row of the table and what was seen of it, in ms after the fault, between `low_ms` and `high_ms`."""
+
+    phase: str
+    best_ms: float
+    worst_ms: float
+    low_ms: float
+    """Minus infinity: it may have come at any time before."""
+    high_ms: float
+    error_ms: float
+
+    @property
+    def outside(self) -> str:
+        """`early`, `late`, or "" for within the table, give or take the error."""
+        if self.high_ms + self.error_ms < self.best_ms:
+            return "early"
+        return "late" if self.low_ms - self.error_ms > self.worst_ms else ""
+
+
+def compare(history: History) -> tuple[Compared, ...]:
+    """All rows of which something was seen, in the table's order."""
+    began = fault_interval(history)
+    if began is None or history.timing is None:
+        return ()
+    kind, first_ms, last_ms = began
+    seen = dict(seen_phases(history, kind))
+    error_ms = error_of(history)
+    return tuple(
+        Compared(
+            phase=row.phase,
+            best_ms=row.best_ms,
+            worst_ms=row.worst_ms,
+            low_ms=seen[row.phase][0] - last_ms,
+            high_ms=seen[row.phase][1] - first_ms,
+            error_ms=error_ms + history.rate_error * row.worst_ms,
+        )
+        for row in history.timing
+        if row.phase in seen
+    )
+
+
+def judge_timing(history: History, compared: tuple[Compared, ...]) -> tuple[Reason, ...]:
+    reasons = []
+    if fault_interval(history) is not None and history.timing is None:
+        reasons.append(unknown("the cluster did not tell its timing table"))
+    for row in compared:
+        if not row.outside:
+            continue
+        table = f"the table says {row.best_ms:.0f} to {row.worst_ms:.0f} ms"
+        what = f"{row.phase}: seen {row.low_ms:.0f} to {row.high_ms:.0f} ms (error {row.error_ms:.0f}), {table}"
+        broken = row.phase == LEASE and row.outside == "early" and opened_before(history, row.best_ms - row.error_ms)
+        reasons.append(invalid(what) if broken else unknown(what))
+    return tuple(reasons)
+
+
+def opened_before(history: History, after_ms: float) -> bool:
+    """Did another kernel than the primary's answer for the address so soon after the fault?"""
+    began, seen = fault_interval(history), history.answers
+    if began is None or seen is None:
+        return False
+    old = {answer.mac for answer in seen.answers if answer.at_ms < history.fault_ms}
+    return any(answer.mac not in old and answer.at_ms - began[1] < after_ms for answer in seen.answers)
+
+
+def fault_interval(history: History) -> tuple[str, float, float] | None:
+    """(kind, earliest, latest moment) of the fault that the drill counts from, if the table speaks of it."""
+    for mark in history.marks:
+        kind, _, host = mark.what.partition(" ")
+        if mark.kind != "fault" or mark.at_ms < history.fault_ms - 1 or host != history.primary:
+            continue
+        if kind in (*SILENT_FAULTS, "hang-controller"):
+            return kind, mark.at_ms, mark.at_ms if mark.until_ms is None else mark.until_ms
+        return None
+    return None
+
+
+def error_of(history: History) -> float:
+    asked = history.answers.asked_ms if history.answers else ()
+    gaps = sorted(after - before for before, after in pairwise(asked))
+    stalled_ms = gaps[-1] - gaps[len(gaps) // 2] if gaps else 0.0
+    watched_ms = history.witness.gap_ms_max if history.witness else 0.0
+    return history.uncertainty_ms + SLACK_MS + max(stalled_ms, watched_ms)
+
+
+def seen_phases(history: History, kind: str) -> Iterator[tuple[str, tuple[float, float]]]:
+    """(row, (earliest, latest moment)): phases that the nodes recorded, gates that the asker saw shut."""
+    if kind in GATE_FAULTS and (shut := gate_shut(history)):
+        yield GATE, shut
+    if kind == "hang-controller" and (shut := gate_shut(history)):
+        yield GATE_HUNG, shut
+    recovery = first_recovery(history)
+    if kind not in SILENT_FAULTS or recovery is None:
+        return
+    ends = {step.name: step.end_ms for step in reversed(recovery.steps)}
+    starts = {step.name: step.start_ms for step in reversed(recovery.steps)}
+    if "detect" in ends:
+        yield DETECT, (ends["detect"], ends["detect"])
+    if "decide" in ends:
+        yield BAR, (ends["decide"], ends["decide"])
+    if "old-lease" in ends:
+        yield LEASE, (ends["old-lease"], ends["old-lease"])
+    elif "address" in starts:
+        # A taker that was not ready before shows only that the lease was over then.
+        yield LEASE, (float("-inf"), starts["address"])
+
+
+def first_recovery(history: History) -> Recovery | None:
+    done = [recovery for recovery in history.recoveries or () if not recovery.failed]
+    return min(done, key=lambda recovery: recovery.epoch, default=None)
+
+
+def gate_shut(history: History) -> tuple[float, float] | None:
+    """Between the last question that the primary's kernel answered and the first one that it did not."""
+    seen = history.answers
+    if seen is None:
+        return None
+    old = {answer.mac for answer in seen.answers if answer.at_ms < history.fault_ms}
+    last = [answer for answer in seen.answers if answer.mac in old and answer.at_ms >= history.fault_ms]
+    later = seen.asked_ms[last[-1].ask :] if last else ()
+    return (last[-1].at_ms, later[0]) if later else None

@@ -1,0 +1,90 @@
+"""What was seen against `hactl timing`: what is compared, and what being outside means."""
+
+from dataclasses import replace
+
+import pytest
+
+from hwlab.check_timing import Compared, compare
+from hwlab.checker import judge
+from hwlab.history import History, Mark, Phase, TimingRow, Verdict
+from tests.hwlab.drills.conftest import FAULT_MS, Histories, answers, recovery
+
+
+def rows(history: History) -> dict[str, Compared]:
+    return {row.phase: row for row in compare(history)}
+
+
+def with_fault(history: Histories, kind: str, until_ms: float | None = None, **changes: object) -> History:
+    mark = Mark(at_ms=FAULT_MS, what=f"{kind} n1", kind="fault", node="n1", until_ms=until_ms)
+    return history(marks=(mark,), **changes)
+
+
+def changed(history: Histories, name: str, end_ms: float) -> History:
+    told = recovery()
+    steps = tuple(step for step in told.steps if step.name != name)
+    return history(recoveries=(replace(told, steps=(*steps, Phase(name=name, start_ms=10_000, end_ms=end_ms))),))
+
+
+def test_phases_of_a_silent_primary_are_compared_with_the_table(history: Histories) -> None:
+    seen = rows(history())
+    assert seen["detect"].high_ms == 750 and seen["bar confirmed"].high_ms == 960
+    assert all(row.outside == "" for row in seen.values())
+    assert "gate of a cut-off node closes" not in seen, "a paused kernel answers nobody"
+
+
+def test_a_gate_is_timed_between_the_last_answer_and_the_first_question_without_one(history: Histories) -> None:
+    gate = rows(with_fault(history, "hang-daemon"))["gate of a cut-off node closes"]
+    assert (gate.low_ms, gate.high_ms, gate.outside) == (pytest.approx(800.4), 900, "")
+    late = with_fault(history, "hang-daemon", answers=answers(old_until=FAULT_MS + 2000, new_from=FAULT_MS + 2200))
+    assert rows(late)["gate of a cut-off node closes"].outside == "late"
+
+
+def test_how_long_the_fault_took_widens_what_was_seen(history: Histories) -> None:
+    seen = rows(with_fault(history, "cut", until_ms=FAULT_MS + 300))["detect"]
+    assert (seen.low_ms, seen.high_ms) == (450, 750)
+
+
+def test_an_old_lease_that_ended_too_early_is_invalid(history: Histories) -> None:
+    early = changed(history, "old-lease", FAULT_MS + 1200)
+    assert judge(early).verdict is Verdict.UNKNOWN, "only the nodes say so"
+    judgement = judge(replace(early, answers=answers(new_from=FAULT_MS + 1300)))
+    assert judgement.verdict is Verdict.INVALID
+    assert "its lease must have ended: seen 1200" in judgement.reasons[0].what
+
+
+def test_an_address_that_opened_late_says_nothing_of_the_lease_but_an_early_one_does(history: Histories) -> None:
+    assert rows(changed(history, "export", FAULT_MS + 1))["its lease must have ended"].outside == ""
+    told = recovery()
+    early = Phase(name="address", start_ms=FAULT_MS + 900, end_ms=FAULT_MS + 950)
+    steps = (*(step for step in told.steps if step.name != "address"), early)
+    early_answers = answers(new_from=FAULT_MS + 950)
+    judgement = judge(history(recoveries=(replace(told, steps=steps),), answers=early_answers))
+    assert judgement.verdict is Verdict.INVALID
+
+
+@pytest.mark.parametrize("end_ms", [400, 1400])
+def test_a_detection_outside_the_table_is_unknown(history: Histories, end_ms: int) -> None:
+    judgement = judge(changed(history, "detect", FAULT_MS + end_ms))
+    assert judgement.verdict is Verdict.UNKNOWN
+    assert f"detect: seen {end_ms}" in judgement.reasons[0].what
+
+
+def test_an_observer_that_did_not_run_is_part_of_the_error(history: Histories) -> None:
+    watched = history().witness
+    slow = changed(history, "detect", FAULT_MS + 1400)
+    assert rows(slow)["detect"].outside == "late"
+    assert rows(replace(slow, witness=replace(watched, gap_ms_max=800.0)))["detect"].outside == ""  # type: ignore[type-var]
+
+
+def test_clocks_that_the_drill_set_wrong_are_part_of_the_error(history: Histories) -> None:
+    assert rows(history(rate_error=0.05))["detect"].error_ms - rows(history())["detect"].error_ms == 40
+
+
+def test_faults_of_which_the_table_does_not_speak_are_not_compared(history: Histories) -> None:
+    for kind in ("stop-node", "cut-storage", "cut-in"):
+        assert compare(with_fault(history, kind)) == ()
+
+
+def test_without_the_table_nothing_is_known(history: Histories) -> None:
+    assert judge(history(timing=None)).verdict is Verdict.UNKNOWN
+    assert compare(history(timing=(TimingRow(phase="elect, if it led", best_ms=0, worst_ms=1),))) == ()
