@@ -19,7 +19,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nodewatch import events as ev
@@ -31,8 +31,9 @@ from nodewatch._udp import UdpLink
 from nodewatch.config import ClusterConfig, ConfigError, NodeConfig, parse_config
 from nodewatch.core import NodeWatch
 from nodewatch.membership import ChangeRefused, change_from
-from nodewatch.stable import Stable, next_generation
+from nodewatch.stable import next_generation
 from nodewatch.view import to_json
+from nodewatch.witnesswords import witness_event, witness_order
 
 _BIND_PATIENCE_S = 10.0
 _PRIORITY = 10
@@ -113,13 +114,7 @@ class Service:
         self._selector = selectors.DefaultSelector()
         self._config, self._me = config, me
         self._links: list[UdpLink | None] = _bind(config, me)
-        restored = Stable(
-            generation=next_generation(stored, int(time.time() * 1000)),
-            term=stored.term,
-            voted_for=stored.voted_for,
-            promises=stored.promises,
-            accepted=stored.accepted,
-        )
+        restored = replace(stored, generation=next_generation(stored, int(time.time() * 1000)))
         file.save(restored)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._writer = StableWriter(file, self._wake_fd, lambda text: log(text, serious=True))
@@ -267,7 +262,10 @@ class Service:
             case "yield" | "unyield":
                 self._feed(ev.YieldWanted(now_ms=now, yielded=kind == "yield"))
             case _:
-                raise ValueError(f"unknown kind {kind!r}")
+                event = witness_event(message, now)
+                if event is None:
+                    raise ValueError(f"unknown kind {kind!r}")
+                self._feed(event)
 
     def _change(self, kind: str, message: dict[str, Any]) -> None:
         change = change_from(_object(message["change"]))
@@ -340,6 +338,8 @@ class Service:
                     for number, link in enumerate(self._links):
                         if link is not None:
                             link.configure(_peers_of(effect.config, self._me, number))
+                case ev.Race() | ev.WatchWitness():
+                    self._tell_daemon(encode(witness_order(effect)))
                 case ev.Publish():
                     self._publish()
                 case ev.Log():
@@ -384,7 +384,9 @@ class Service:
         return results
 
     def _deliver(self, effect: ev.Deliver) -> None:
-        packet = b'{"t":"recv","from":%s,"body":%s}' % (json.dumps(effect.sender).encode(), effect.message)
+        self._tell_daemon(b'{"t":"recv","from":%s,"body":%s}' % (json.dumps(effect.sender).encode(), effect.message))
+
+    def _tell_daemon(self, packet: bytes) -> None:
         for connection in list(self._connections.values()):
             if connection.is_daemon:
                 connection.send(packet)

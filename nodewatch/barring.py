@@ -7,7 +7,9 @@ itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from nodewatch.arbitration import WITNESS
 from nodewatch.bars import BarTable, Promises
 from nodewatch.detector import Detector
 from nodewatch.heartbeat import EntryFlag, Order, OrderKind, Role, pulse_at
@@ -17,6 +19,15 @@ from nodewatch.stable import Stable
 UNHEARD_PATIENCE_MS = 10_000
 """A leader bars a node that it never heard only after so long a life of its own: at a cold start nodes come one by
 one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WitnessPromise:
+    """W4 of `arbitration.py`: what this node, leading and using the witness, promises bars for the witness, too."""
+
+    clear_ms: int
+    alone: bool
+    """There is only one other node: who gave up before its silence got nothing from the witness since."""
 
 
 class Barring:
@@ -60,7 +71,7 @@ class Barring:
         self._note = note
         self.promises = Promises(restored.promises, now_ms)
         self.table = BarTable(0, needed)
-        self.barred_mark = 0
+        self.barred_mark = restored.barred
         """The newest bar against this node that it knows of; 0 = none. Its gates are latched for it."""
         self.heard_leader = False
         """Since its start this process heard what a leader orders."""
@@ -82,7 +93,7 @@ class Barring:
 
     # --- leading --------------------------------------------------------------------------------------------------
 
-    def lead(self, now: int, term: int, durable: Stable) -> None:
+    def lead(self, now: int, term: int, durable: Stable, witness: WitnessPromise | None = None) -> None:
         """The leader's standing duties, from what is known now: inherit, bar who is silent, withdraw, count."""
         if self.table.term != term:
             self.table = BarTable(term, self._needed)
@@ -95,10 +106,34 @@ class Barring:
             if self.promised_mark(number, durable):
                 end_ms = now if promise.free else promise.ref_ms + self._guard_ms
                 self._count(number, self._me, promise.mark, end_ms)
+                if witness is not None:
+                    free = promise.free and witness.alone
+                    self._count(number, WITNESS, promise.mark, now if free else witness.clear_ms + self._guard_ms)
+
+    def unknown_bars(self) -> list[int]:
+        """Nodes against which somebody holds a promise that this node neither holds nor knows to be lifted."""
+        found = [self._me] if self.barred_mark else []
+        for peer in self._peers.values():
+            for entry in peer.said.entries if peer.said is not None else ():
+                held = entry.number != self._me and entry.number in self.promises.held
+                lifted = self.promises.lifted.get(entry.number, 0)
+                if entry.flags & EntryFlag.PROMISE and entry.mark > lifted and not held:
+                    found.append(entry.number)
+        return found
+
+    def obeys(self, leader: int, term: int) -> bool:
+        """Does this node know every bar that the leader of this term orders?"""
+        if leader == self._me:
+            return self.table.term == term
+        said = self._peers[leader].said if leader in self._peers else None
+        return said is not None and said.role == Role.LEADER and said.term == term
 
     def count_promises(self, peer: Peer, pulses: bytes, now: int) -> None:
         """The leader reads what a peer promised in a heartbeat received at `now`."""
         assert peer.said is not None
+        number = peer.config.number
+        if peer.gave_up and self.table.accepted(number, peer.said.barred_mark, now):
+            self._say(number, "bar confirmed by=itself")
         for place, entry in enumerate(peer.said.entries):
             if entry.flags & EntryFlag.PROMISE:
                 free = entry.flags & EntryFlag.FREE

@@ -100,7 +100,7 @@ class StandingOrder:
 class BarTable:
     """The leader's orders of its present term, and who promised. A new term starts with an empty one."""
 
-    __slots__ = ("_count", "_ends", "_lifts", "_needed", "_orders", "term")
+    __slots__ = ("_accepted", "_count", "_ends", "_lifts", "_needed", "_orders", "term")
 
     def __init__(self, term: int, needed: int) -> None:
         self.term = term
@@ -111,6 +111,8 @@ class BarTable:
         self._lifts: dict[int, int] = {}
         """Node -> mark; they stand beside a later bar for those who missed them."""
         self._ends: dict[int, dict[int, int]] = {}
+        self._accepted: dict[int, int] = {}
+        """Node -> my clock when it had accepted the bar itself (R8)."""
 
     def configure(self, needed: int, members: Collection[int]) -> None:
         """The configured nodes changed: bars that were confirmed may lack a promise now; they stay forced."""
@@ -144,6 +146,7 @@ class BarTable:
             order = Order(node, OrderKind.BAR, int(forced), make_mark(self.term, self._count))
             self._orders[node] = StandingOrder(order=order, inherited=inherited, why=why)
             self._ends[node] = {}
+            self._accepted.pop(node, None)
         elif forced and not standing.order.forced:
             self._orders[node] = replace(standing, order=standing.order._replace(forced=1), why=why)
 
@@ -177,15 +180,31 @@ class BarTable:
         self._orders[node] = replace(standing, order=standing.order._replace(forced=1))
         return True
 
+    def accepted(self, node: int, mark: int, now_ms: int) -> bool:
+        """The node itself says that it keeps its gates shut for the bar `mark`. True if that confirmed the bar."""
+        standing = self.barred(node)
+        if standing is None or mark < standing.order.mark or node in self._accepted:
+            return False
+        before = self.confirmed(node)
+        self._accepted[node] = now_ms
+        return not before
+
     def confirmed(self, node: int) -> bool:
-        return self.barred(node) is not None and len(self._ends[node]) >= self._needed
+        if self.barred(node) is None:
+            return False
+        return node in self._accepted or len(self._ends[node]) >= self._needed
 
     def safe_at_ms(self, node: int) -> int | None:
-        """My clock when the node's last lease must have ended: the majority that gives the earliest proof."""
-        return kth_smallest(self._ends[node].values(), self._needed) if self.confirmed(node) else None
+        """My clock when the node's last lease must have ended: the node's own word, or the majority that gives the
+        earliest proof."""
+        if not self.confirmed(node):
+            return None
+        promised = kth_smallest(self._ends[node].values(), self._needed)
+        return min(at_ms for at_ms in (promised, self._accepted.get(node)) if at_ms is not None)
 
     def promisers(self, node: int) -> list[int]:
-        return sorted(self._ends.get(node, {}))
+        """Who confirmed the bar, or will: the node itself among them, if it accepted it."""
+        return sorted({*self._ends.get(node, {}), *({node} & self._accepted.keys())})
 
     def inherit(self, node: int, mark: int, lifted: int) -> bool:
         """Somebody holds a promise under `mark`; `lifted` = the highest lift of that node that is known here.

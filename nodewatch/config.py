@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from nodewatch.lease import Timing
+from nodewatch.quorum import majority
 
 NUMBER_MAX = 4095
 NODES_MAX = 16
@@ -27,11 +28,14 @@ _DIGEST = re.compile(r"[0-9a-f]{16}")
 VERSION_MAX = 0xFFFFFFFF
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "cluster": ("name", "uuid", "key_file", "this", "version", "previous", "keys"),
-    "node": ("name", "number", "address", "addresses"),
+    "node": ("name", "number", "address", "addresses", "votes_only"),
     "timing": tuple(entry.name for entry in fields(Timing)),
     "network": ("port",),
     "metrics": ("listen",),
+    "witness": ("wwids",),
 }
+WITNESS_LUNS_MAX = 5
+_WWID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/ -]{0,127}")
 
 
 class ConfigError(Exception):
@@ -61,6 +65,9 @@ class NodeConfig:
         """One per heartbeat link, in the order of the links."""
         return (self.address, *self.further)
 
+    votes_only: bool = False
+    """Runs node watch alone: it votes, acknowledges and promises, and never has a volume."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
@@ -78,6 +85,12 @@ class ClusterConfig:
     """Digest, in hex, of the configuration that this one came from by one change; "" = by none."""
     keys: tuple[str, ...] = ()
     """Ids of the cluster keys that are accepted; frames are sealed under the first. () = the key file's first key."""
+    witness: tuple[str, ...] = ()
+    """WWIDs of the LUNs that have one vote together, ascending: `arbitration.py`."""
+
+    @property
+    def votes(self) -> int:
+        return len(self.nodes) + bool(self.witness)
 
     def node(self, name: str) -> NodeConfig | None:
         return next((node for node in self.nodes if node.name == name), None)
@@ -106,7 +119,8 @@ class ClusterConfig:
         timing = [(entry.name, getattr(self.timing, entry.name)) for entry in fields(Timing)]
         summary = hashes.Hash(hashes.SHA256())
         history = (self.version, self.previous, self.keys)
-        summary.update(repr((self.name, self.uuid, nodes, timing, self.port, history)).encode())
+        votes = (self.witness, sorted(node.number for node in self.nodes if node.votes_only))
+        summary.update(repr((self.name, self.uuid, nodes, timing, self.port, history, votes)).encode())
         return summary.finalize()[:8]
 
     @property
@@ -117,10 +131,16 @@ class ClusterConfig:
     def warnings(self) -> list[str]:
         """What is allowed but worth a sentence."""
         count = len(self.nodes)
-        if count % 2 == 0:
+        if self.witness and count % 2:
+            return [
+                f"{count} nodes and a witness have {count + 1} votes, a majority of them is {majority(count + 1)}: "
+                f"that is one more than the {majority(count)} of the nodes alone, and survives no more losses; with "
+                "an odd number of nodes, do without [witness]"
+            ]
+        if count % 2 == 0 and not self.witness:
             return [
                 f"{count} nodes survive the loss of {count - count // 2 - 1}, as {count - 1} would: "
-                f"a majority of {count} is {count // 2 + 1}; an odd number of nodes is better"
+                f"a majority of {count} is {count // 2 + 1}; add a [witness], or use an odd number of nodes"
             ]
         return []
 
@@ -160,8 +180,9 @@ class _Reader:
             version=self._integer("cluster", 0, cluster, "version", 1, VERSION_MAX, 1),
             previous=self._previous(cluster),
             keys=self._keys(cluster),
+            witness=self._witness(nodes),
         )
-        self._check_timing(timing)
+        self._check_timing(timing, witness=bool(config.witness))
         return config
 
     def _check_sections(self) -> None:
@@ -198,6 +219,7 @@ class _Reader:
                     number=self._integer("node", index, table, "number", 1, NUMBER_MAX, None),
                     address=addresses[0],
                     further=addresses[1:],
+                    votes_only=self._flag("node", index, table, "votes_only"),
                 )
             )
         self._check_unique(nodes)
@@ -267,8 +289,33 @@ class _Reader:
             }
         )
 
-    def _check_timing(self, timing: Timing) -> None:
-        for violation in timing.violations():
+    def _witness(self, nodes: tuple[NodeConfig, ...]) -> tuple[str, ...]:
+        """The LUNs of the witness, in the order in which every node takes them."""
+        wwids = self._table("witness").get("wwids")
+        if "witness" not in self._document:
+            return ()
+        wrong: tuple[str, str] | None = None
+        if not isinstance(wwids, list) or not all(isinstance(wwid, str) and _WWID.fullmatch(wwid) for wwid in wwids):
+            wrong = (f"{wwids!r} is not valid", 'list the WWIDs as `hactl disks` shows them: wwids = ["naa.…"]')
+        elif len(set(wwids)) < len(wwids):
+            wrong = ("a LUN is named twice", "name each LUN once")
+        elif len(wwids) % 2 == 0 or len(wwids) > WITNESS_LUNS_MAX:
+            count = len(wwids)
+            wrong = (
+                f"{count} LUNs: of two nodes that race for an even number each may get half, and then nobody goes on",
+                f"use 1, 3 or {WITNESS_LUNS_MAX}",
+            )
+        elif len(nodes) < 2:
+            wrong = ("there is only one node, so nothing to decide", "remove [witness], or add a node")
+        elif all(node.votes_only for node in nodes):
+            wrong = ("no node has storage (votes_only everywhere), so none could claim it", "remove [witness]")
+        if wrong is not None:
+            raise self._error("witness", 0, "wwids", *wrong)
+        assert isinstance(wwids, list)
+        return tuple(sorted(wwids))
+
+    def _check_timing(self, timing: Timing, *, witness: bool) -> None:
+        for violation in timing.violations() + (timing.witness_violations() if witness else []):
             key = next((key for key in _SECTIONS["timing"] if violation.startswith(key)), None)
             raise self._error("timing", 0, key, violation, "change the value and try again")
 
@@ -343,6 +390,12 @@ class _Reader:
             raise self._error(
                 section, index, key, f"{value!r} is not valid", f"it must be a number from {low} to {high}"
             )
+        return value
+
+    def _flag(self, section: str, index: int, table: Mapping[str, Any], key: str) -> bool:
+        value = table.get(key, False)
+        if not isinstance(value, bool):
+            raise self._error(section, index, key, f"{value!r} is not valid", "it must be true or false")
         return value
 
     def _error(self, section: str, index: int, key: str | None, problem: str, action: str) -> ConfigError:

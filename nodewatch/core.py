@@ -22,6 +22,7 @@ from typing import assert_never
 
 from nodewatch import events as ev
 from nodewatch.admission import Admission, Admitted, Copy
+from nodewatch.arbitration import THE_WITNESS, WITNESS
 from nodewatch.barring import UNHEARD_PATIENCE_MS, Barring
 from nodewatch.config import ClusterConfig, NodeConfig
 from nodewatch.daemonwatch import DaemonWatch
@@ -64,6 +65,7 @@ from nodewatch.show import Scene, show
 from nodewatch.stable import Stable
 from nodewatch.view import GateState, View
 from nodewatch.wire import MALFORMED, Cipher
+from nodewatch.witnessing import Witnessing
 
 PUBLISH_MS = 1000
 STALL_WORTH_SAYING_MS = 100
@@ -89,7 +91,7 @@ class NodeWatch:
         others = [node for node in config.nodes if node.number != me.number]
         self._timing = timing
         self._me = me
-        self._needed = majority(len(config.nodes))
+        self._needed = majority(config.votes)
         self._start_ms = self._now_ms = now_ms
         self._membership = Membership(config, me.number, restored.accepted)
         self._generation = restored.generation
@@ -131,11 +133,25 @@ class NodeWatch:
             guard_ms=timing.guard_ms,
             restored=restored,
             now_ms=now_ms,
-            names={node.number: node.name for node in config.nodes},
+            names={node.number: node.name for node in config.nodes} | {WITNESS: THE_WITNESS},
             note=self._note_bar,
         )
-        self._lease = OwnLease(nodes=len(config.nodes), lease_ms=timing.lease_ms)
+        self._lease = OwnLease(nodes=config.votes, lease_ms=timing.lease_ms)
         self._gates = Gates(timing)
+        self._out: list[ev.Effect] = []
+        self._witness = Witnessing(
+            config=config,
+            me=me,
+            peers=self._peers,
+            detector=self._detector,
+            barring=self._barring,
+            lease=self._lease,
+            gates=self._gates,
+            restored=restored,
+            now_ms=now_ms,
+            emit=self._out.append,
+            note=self._note_witness,
+        )
         self._daemon = DaemonWatch(timing)
         self._daemon_state = Daemon.ABSENT
         self._scene = Scene(
@@ -170,7 +186,6 @@ class NodeWatch:
         """The others wait for a heartbeat that says so."""
         self._changed = True
         """hactld waits for a view."""
-        self._out: list[ev.Effect] = []
 
     def step(self, event: ev.Event) -> tuple[ev.Effect, ...]:
         """Take in what happened; give what is to be done about it, in order."""
@@ -201,10 +216,12 @@ class NodeWatch:
                 self._settle_daemon(now)
             case ev.GateGiven():
                 self._gates.register(event.volume, now_ms=now, latched=bool(self._barring.barred_mark))
-                self._changed = True
+                self._changed = self._dirty = True
             case ev.GateTaken():
                 self._gates.forget(event.volume, closed=event.closed)
-                self._changed = True
+                self._changed = self._dirty = True
+            case ev.WitnessRead() | ev.Raced() | ev.WitnessChecked() | ev.WitnessForced():
+                self._witness.take(event, self._election)
             case ev.BarWanted():
                 self._bar_wanted(event.node)
             case ev.LiftWanted():
@@ -226,7 +243,7 @@ class NodeWatch:
                 return self._flush()
             case _ as unreachable:
                 assert_never(unreachable)
-        if self._dirty:
+        if self._dirty or self._witness.busy:
             self._settle(now)
         self._serve(now)
         self._speak(now)
@@ -242,6 +259,7 @@ class NodeWatch:
             None if self._election.leader else self._election.deadline_ms(self._observed(now)),
             self._lease.end_ms if self._serving else None,
             self._prober.deadline_ms(),
+            self._witness.deadline_ms(),
         ):
             if candidate is not None and candidate < found:
                 found = candidate
@@ -263,6 +281,7 @@ class NodeWatch:
             gave_up=self._gave_up(now_ms),
             daemon=self._daemon_state,
             membership=self._membership,
+            witness=self._witness.show(now_ms),
         )
 
     # --- from the network -----------------------------------------------------------------------------------------
@@ -337,6 +356,8 @@ class NodeWatch:
             return
         if mine.flags & EntryFlag.ACK:
             self._lease.acked(peer.config.number, pulse.seq)
+            if mine.flags & EntryFlag.WITNESSED:
+                self._lease.acked(WITNESS, pulse.seq)
         if pulse.seq > peer.echoed:
             peer.echoed = pulse.seq
             sent_ms = self._lease.sent_at(pulse.seq)
@@ -367,6 +388,7 @@ class NodeWatch:
         if self._election.role == Role.LEADER:
             self._barring.count_promises(peer, pulses, now)
         peer.claim = peer.make_claim()
+        self._witness.heard(peer, now)
 
     # --- messages between the daemons -----------------------------------------------------------------------------
 
@@ -448,6 +470,8 @@ class NodeWatch:
         if state != self._daemon_state:
             self._log(f"hactld {self._daemon_state.name.lower()}->{state.name.lower()}", serious=state == Daemon.HUNG)
             self._daemon_state = state
+            if state == Daemon.OK:
+                self._witness.resume()
             self._dirty = self._changed = self._urgent = True
 
     def _settle(self, now: int) -> None:
@@ -457,11 +481,18 @@ class NodeWatch:
         self._elect(now)
         election = self._election
         if election.role == Role.LEADER:
-            self._barring.lead(now, election.term, self._durable)
+            self._barring.lead(now, election.term, self._durable, self._witness.promise)
             self._lead_change(now)
         else:
             self._barring.follow(election.leader, election.term)
             self._membership.follow()
+        self._witness.settle(
+            now,
+            election=election,
+            heard=self._heard(),
+            daemon=self._daemon_state,
+            forbidden=self._must_not_serve(),
+        )
         held = self._barring.promises.held.items()
         wanted = Stable(
             generation=self._generation,
@@ -469,6 +500,8 @@ class NodeWatch:
             voted_for=election.voted_for,
             promises=tuple((number, promise.first, promise.mark) for number, promise in sorted(held)),
             accepted=self._membership.accepted,
+            barred=self._barring.barred_mark,
+            witness=self._witness.arbitration.base(),
         )
         if wanted != self._requested:
             self._requested = wanted
@@ -489,18 +522,24 @@ class NodeWatch:
         if after.rivals - before.rivals:
             self._log(f"INVARIANT BROKEN: {sorted(after.rivals)} also lead term {after.term}", serious=True)
 
+    def _heard(self) -> frozenset[int]:
+        """The others that are heard and count for quorum."""
+        return frozenset(n for n, peer in self._peers.items() if peer.claim is not None and self._counted(peer))
+
     def _observed(self, now: int) -> Observed:
+        heard = self._heard()
         claims = {
             number: peer.claim if peer.granted else replace(peer.claim, role=Role.FOLLOWER)
             for number, peer in self._peers.items()
-            if peer.claim is not None and not peer.mismatch and self._detector.alive(number)
+            if peer.claim is not None and number in heard
         }
         daemon_able = self._daemon_state in (Daemon.OK, Daemon.GONE)
         return Observed(
             now_ms=now,
             claims=claims,
-            quorum=len(claims) + 1 >= self._needed,
-            able=daemon_able and not self._barring.barred_mark and not self._stopping,
+            quorum=len(claims) + 1 + self._witness.votes(heard, now) >= self._needed,
+            witness_after=self._witness.votes_after,
+            able=daemon_able and not (self._barring.barred_mark or self._stopping or self._membership.leaving),
             durable_term=self._durable.term,
             durable_vote=self._durable.voted_for,
         )
@@ -565,6 +604,7 @@ class NodeWatch:
             self._log(f"configuration version={event.change.version} not taken: {error}", serious=True)
             return
         names = {node.number: node.name for node in config.nodes}
+        self._witness.configure(config)
         for number in [number for number in self._peers if number not in names]:
             self._undelivered(self._peers.pop(number).outbox.open(0))
             self._detector.remove(number)
@@ -575,13 +615,13 @@ class NodeWatch:
                 self._patience_ends_ms = now + UNHEARD_PATIENCE_MS
         self._all = tuple(self._peers)
         self._numbers = {name: number for number, name in names.items()}
-        self._needed = majority(len(names))
+        self._needed = majority(config.votes)
         self._key = event.keys[0]
         self._cipher = Cipher(self._key, config.uuid, self._me.number, self._generation)
         self._admission.configure(event.keys, [peer.config for peer in self._peers.values()])
         self._election = self._election.configure(self._needed, names, now)
-        self._barring.configure(self._needed, names)
-        self._lease.configure(names)
+        self._barring.configure(self._needed, names | {WITNESS: THE_WITNESS})
+        self._lease.configure({*names, WITNESS}, config.votes)
         self._links.configure(self._all)
         self._prober.configure(self._all)
         self._scene = replace(self._scene, nodes=config.nodes)
@@ -611,6 +651,12 @@ class NodeWatch:
         self._dirty = self._urgent = self._changed = True
         if line:
             self._log(line, serious=line.startswith("this node is barred:"))
+
+    def _note_witness(self, line: str, serious: bool) -> None:
+        """The witness tells of a change."""
+        self._dirty = self._urgent = self._changed = True
+        if line:
+            self._log(line, serious)
 
     # --- serving --------------------------------------------------------------------------------------------------
 
@@ -693,7 +739,7 @@ class NodeWatch:
         key = gave_up, [self._links.mask(peer, now) for peer in self._all]
         if goodbye:
             said = encode_said(self._make_said(now, gave_up=gave_up, goodbye=True))
-        elif self._said is None or self._said[0] != key or self._fresh(now):
+        elif self._said is None or self._said[0] != key or self._fresh(now) or self._witness.busy:
             said = encode_said(self._make_said(now, gave_up=gave_up, goodbye=False))
             self._said = (key, said)
         else:
@@ -727,7 +773,9 @@ class NodeWatch:
         orders = self._barring.table.orders() if self._leads() and not goodbye else ()
         accepted = self._membership.accepted if durable.accepted == self._membership.accepted else None
         return Said(
-            flags=(HeartbeatFlag.GOODBYE if goodbye else 0) | (HeartbeatFlag.GAVE_UP if gave_up else 0),
+            flags=(HeartbeatFlag.GOODBYE if goodbye else 0)
+            | (HeartbeatFlag.GAVE_UP if gave_up else 0)
+            | self._witness.flags(now),
             role=Role.FOLLOWER if goodbye else role,
             daemon=self._daemon_state,
             digest=self._membership.digest,
@@ -740,9 +788,10 @@ class NodeWatch:
             leader=election.leader,
             voted_for=voted,
             supports=election.supports,
-            barred_mark=self._barring.barred_mark,
+            barred_mark=min(self._barring.barred_mark, durable.barred),
             entries=(*(self._entry(peer, now) for peer in self._peers.values()), self._own_entry()),
             orders=orders,
+            witness=self._witness.arbitration.words(),
         )
 
     def _entry(self, peer: Peer, now: int) -> Entry:
@@ -751,6 +800,8 @@ class NodeWatch:
         flags = 0 if self._detector.alive(number) else EntryFlag.OVERDUE
         if newest is not None and newest is self._admission.session(number) and self._acknowledges(peer, now):
             flags |= EntryFlag.ACK
+            if newest.beat_seq == peer.beat_seq and self._witness.acknowledges(peer, self._election):
+                flags |= EntryFlag.WITNESSED
         mark = self._barring.promised_mark(number, self._durable)
         if mark:
             flags |= EntryFlag.PROMISE

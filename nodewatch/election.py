@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
+from nodewatch.arbitration import WITNESS
 from nodewatch.heartbeat import Role
 from nodewatch.lease import STAGGER_MS
 
@@ -50,6 +51,8 @@ class Observed:
     durable_term: int
     durable_vote: int
     """The newest term and vote on stable storage."""
+    witness_after: int | None = None
+    """The witness votes for this node, in terms beyond this one (W5 of `arbitration.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +166,13 @@ class Election:
         supporters = {n for n, claim in seen.claims.items() if claim.supports == self.me and claim.term == self.term}
         if best == self.me:
             supporters.add(self.me)
+            if seen.witness_after is not None:
+                supporters.add(WITNESS)
         if len(supporters) < self.needed:
             return self
         return replace(
             self,
-            term=self.term + 1,
+            term=max(self.term, seen.witness_after or 0) + 1,
             voted_for=self.me,
             role=Role.CANDIDATE,
             supports=0,
@@ -180,6 +185,8 @@ class Election:
         votes = {n for n, claim in seen.claims.items() if claim.voted_for == self.me and claim.term == self.term}
         if (seen.durable_term, seen.durable_vote) == (self.term, self.me):
             votes.add(self.me)
+            if seen.witness_after is not None and self.term > seen.witness_after:
+                votes.add(WITNESS)
         votes |= self.votes
         if len(votes) >= self.needed:
             return replace(self, role=Role.LEADER, leader=self.me, votes=frozenset())

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+from nodewatch.arbitration import RaceCall, Word
 from nodewatch.config import ClusterConfig
 from nodewatch.membership import Change
 from nodewatch.stable import Stable
@@ -101,6 +103,45 @@ class YieldWanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WitnessRead:
+    """hactld read the witness's LUNs: by WWID the newest claim on each that answered. `problem`: "" = all did."""
+
+    now_ms: int
+    luns: Mapping[str, Word]
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raced:
+    """What came of a `Race`. `won`: the LUNs `claimed` have `epoch`, read back. `lost`: others did. `unknown`: read
+    back as far as they answered, neither is sure."""
+
+    now_ms: int
+    ident: int
+    outcome: Literal["won", "lost", "unknown"]
+    epoch: int
+    claimed: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WitnessChecked:
+    """A check of the claim of `epoch`. `began_ms`: this node's clock, read BEFORE the first command of the check."""
+
+    now_ms: int
+    epoch: int
+    began_ms: int
+    good: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WitnessForced:
+    """The operator says that the nodes that are not heard are off: take the witness over, whoever used it."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MessageWanted:
     now_ms: int
     to: str
@@ -164,6 +205,10 @@ Event = (
     | BarWanted
     | LiftWanted
     | YieldWanted
+    | WitnessRead
+    | Raced
+    | WitnessChecked
+    | WitnessForced
     | MessageWanted
     | ChangeProposed
     | ChangeOffered
@@ -223,6 +268,20 @@ class Configured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Race:
+    """Claim the witness, over LUNs that are not beyond the `expected` epochs. hactld does it and answers `Raced`."""
+
+    call: RaceCall
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchWitness:
+    """Check the claim of this epoch several times a second from now on, and answer `WitnessChecked`; 0 = no more."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Publish:
     """Show `NodeWatch.view` to whoever listens."""
 
@@ -235,4 +294,4 @@ class Log:
     serious: bool = False
 
 
-Effect = Transmit | Persist | RenewGates | CloseGates | Deliver | Configured | Publish | Log
+Effect = Transmit | Persist | RenewGates | CloseGates | Deliver | Configured | Race | WatchWitness | Publish | Log

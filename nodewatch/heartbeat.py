@@ -17,6 +17,8 @@ import struct
 from enum import IntEnum
 from typing import Final, NamedTuple
 
+from nodewatch.arbitration import Word
+
 HEARTBEAT = 1
 LETTER = 2
 ASKING = 3
@@ -49,6 +51,10 @@ class HeartbeatFlag:
     """The last words of this process."""
     GAVE_UP: Final = 2
     """No gate of mine is open and I will use no acknowledgement of this heartbeat or an earlier one (R7)."""
+    SERVES: Final = 4
+    """I have gates: a volume is, or was just, served here."""
+    USES_WITNESS: Final = 8
+    """W1 of `arbitration.py`."""
 
 
 class EntryFlag:
@@ -59,6 +65,8 @@ class EntryFlag:
     """I promised the bar `mark`; durable."""
     FREE: Final = 8
     """The last heartbeat before that promise said `gave up`: no lease can rest on me."""
+    WITNESSED: Final = 16
+    """The witness acknowledges `seq`, too (W3)."""
 
 
 class OrderKind(IntEnum):
@@ -131,6 +139,8 @@ class Said(NamedTuple):
     """The bar against the sender that it knows of, 0 = none."""
     entries: tuple[Entry, ...]
     orders: tuple[Order, ...]
+    witness: tuple[Word, ...] = ()
+    """What the sender knows of each LUN of the witness, in the order of their WWIDs."""
 
 
 class Letter(NamedTuple):
@@ -164,9 +174,10 @@ class Malformed(Exception):
 
 
 _START = struct.Struct(">BHI")
-_HEAD = struct.Struct(">BBB8sL8sQQ8sQHHHQBB")
+_HEAD = struct.Struct(">BBB8sL8sQQ8sQHHHQBBB")
 _ENTRY = struct.Struct(">HBQQQIIB")
 _ORDER = struct.Struct(">HBBQ")
+_WORD = struct.Struct(">IH")
 PULSE_BYTES = 14
 _PULSE = struct.Struct(">QHI")
 _LETTER = struct.Struct(">BQIIB")
@@ -176,10 +187,11 @@ MAX_CONTENT = 1200
 
 
 def encode_said(said: Said) -> bytes:
-    *head, entries, orders = said
-    parts = [_HEAD.pack(*head, len(entries), len(orders))]
+    *head, entries, orders, witness = said
+    parts = [_HEAD.pack(*head, len(entries), len(orders), len(witness))]
     parts += [_ENTRY.pack(*entry) for entry in entries]
     parts += [_ORDER.pack(*order) for order in orders]
+    parts += [_WORD.pack(*word) for word in witness]
     return b"".join(parts)
 
 
@@ -230,17 +242,25 @@ def decode_said(said: bytes, pulses: bytes) -> Said:
     """Raises Malformed, also when there is not one pulse per entry."""
     if len(said) < _HEAD.size:
         raise Malformed(f"a heartbeat that says only {len(said)} bytes")
-    *head, entries, orders = _HEAD.unpack_from(said)
+    *head, entries, orders, words = _HEAD.unpack_from(said)
     middle = _HEAD.size + entries * _ENTRY.size
-    end = middle + orders * _ORDER.size
+    tail = middle + orders * _ORDER.size
+    end = tail + words * _WORD.size
     if len(said) != end or len(pulses) != entries * _PULSE.size:
         raise Malformed(f"{len(said)} + {len(pulses)} bytes for {entries} entries and {orders} orders")
     if head[1] > Role.LEADER or head[2] > Daemon.OK:
         raise Malformed(f"no such role or daemon state: {head[1]}, {head[2]}")
     view = memoryview(said)
     entry_fields = _ENTRY.iter_unpack(view[_HEAD.size : middle])
-    order_fields = _ORDER.iter_unpack(view[middle:end])
-    return Said._make((*head, tuple(map(Entry._make, entry_fields)), tuple(map(Order._make, order_fields))))
+    order_fields = _ORDER.iter_unpack(view[middle:tail])
+    return Said._make(
+        (
+            *head,
+            tuple(map(Entry._make, entry_fields)),
+            tuple(map(Order._make, order_fields)),
+            tuple(map(Word._make, _WORD.iter_unpack(view[tail:]))),
+        )
+    )
 
 
 def pulse_at(pulses: bytes, place: int) -> Pulse:

@@ -22,6 +22,10 @@ Rules
       and has shut every gate. (A bar that was never confirmed may be withdrawn: nobody acted on it.)
   R7  A that says `gave up` in heartbeat s has no open gate and will use no acknowledgement of a heartbeat <=
       s.
+  R8  A that knows of a bar against it (its *mark*) holds that on stable storage before it says so, and until the lift
+      uses no lease and opens no gate, also as a new process. So when A says both that mark and `gave up`, the bar is
+      confirmed by A alone and no wait is left: its gates are shut and stay shut until the lift (R6). That is how a node
+      is fenced whose hactld hangs while its node watch lives, when there is no majority of others to promise.
 
 Claim. Let a majority P have promised to bar A. A's gate is closed, and stays closed until a lift, from
       v + guard_ms - age      on the clock of whoever received, at v, the last-ended of those promises,
@@ -68,6 +72,7 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from nodewatch.arbitration import WITNESS
 from nodewatch.quorum import kth_largest, majority
 
 ROUNDING_MS = 4
@@ -95,6 +100,8 @@ class Timing:
     drift_percent: int = 5
     daemon_hang_ms: int = 2000
     daemon_restart_ms: int = 10_000
+    head_start_ms: int = 300
+    """With a witness: so much later does a side race that serves nothing."""
 
     @property
     def guard_ms(self) -> int:
@@ -125,6 +132,7 @@ class Timing:
                 ("drift_percent", self.drift_percent, 0, 20),
                 ("daemon_hang_ms", self.daemon_hang_ms, 500, 60_000),
                 ("daemon_restart_ms", self.daemon_restart_ms, 0, 600_000),
+                ("head_start_ms", self.head_start_ms, 0, 60_000),
             )
             if not low <= value <= high
         ]
@@ -152,6 +160,24 @@ class Timing:
                 f"gate_lifetime_s * 1000 = {self.gate_lifetime_s * 1000} < 3 * heartbeat_ms = {3 * beat}: "
                 "two lost packets "
                 f"would close the gate of a healthy node; lower heartbeat_ms or raise gate_lifetime_s"
+            )
+        return found
+
+    def witness_violations(self) -> list[str]:
+        """As `violations`, for a cluster with a witness: the head start must decide the race, and cost nothing."""
+        found = []
+        beat, spent = self.heartbeat_ms, self.overdue_ms + self.head_start_ms + 2 * STAGGER_MS
+        if self.head_start_ms < beat + beat // 8:
+            found.append(
+                f"head_start_ms = {self.head_start_ms} < 1.125 * heartbeat_ms = {beat + beat // 8}: so much earlier "
+                "may the side that serves nothing find the other one overdue, and win a race that it should lose; set "
+                f"head_start_ms to at least {beat + beat // 8}"
+            )
+        if spent > self.guard_ms:
+            found.append(
+                f"head_start_ms = {self.head_start_ms} makes a takeover slower: overdue_ms + head_start_ms + "
+                f"{2 * STAGGER_MS} (claim, vote, promise) = {spent} > {self.guard_ms}, when the lease of the lost node "
+                f"must have ended; set head_start_ms to at most {self.head_start_ms - spent + self.guard_ms}"
             )
         return found
 
@@ -187,6 +213,7 @@ class OwnLease:
     __slots__ = ("_acked", "_floor", "_lease_ms", "_needed", "_sent", "end_ms")
 
     def __init__(self, *, nodes: int, lease_ms: int) -> None:
+        """`nodes` that vote; with a witness, it is one more."""
         self._needed = majority(nodes) - 1
         self._lease_ms = lease_ms
         self._sent: deque[tuple[int, int]] = deque()
@@ -210,10 +237,21 @@ class OwnLease:
         reached = kth_largest(self._acked.values(), self._needed)
         return reached is not None and self._advance(reached)
 
-    def configure(self, members: Collection[int]) -> None:
+    def configure(self, members: Collection[int], votes: int) -> None:
         """The configured nodes changed. The lease that runs goes on: `membership.py` says why that is safe."""
-        self._needed = majority(len(members)) - 1
+        self._needed = majority(votes) - 1
         self._acked = {peer: seq for peer, seq in self._acked.items() if peer in members}
+
+    def newest_before(self, at_ms: int) -> int:
+        """The newest heartbeat that had surely left before `at_ms`; 0 = none that is recent."""
+        return next((seq for seq, sent_ms in reversed(self._sent) if sent_ms < at_ms), 0)
+
+    def rests_on_nodes(self, since_ms: int) -> bool:
+        """Did a majority, without the witness, acknowledge a heartbeat that left since then?"""
+        seqs = [seq for peer, seq in self._acked.items() if peer != WITNESS]
+        reached = kth_largest(seqs, self._needed)
+        left_at = None if reached is None else self.sent_at(reached)
+        return left_at is not None and left_at >= since_ms
 
     def give_up(self, seq: int) -> None:
         """R7: use no acknowledgement of a heartbeat <= `seq` any more."""

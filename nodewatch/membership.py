@@ -90,7 +90,10 @@ class Change:
         if self.add is not None:
             return replace(following, nodes=_with(config.nodes, self.add))
         if self.remove:
-            return replace(following, nodes=_without(config.nodes, self.remove))
+            nodes = _without(config.nodes, self.remove)
+            if config.witness and len(nodes) < 2:
+                raise ChangeRefused("with a witness, two nodes are the fewest: it would decide alone")
+            return replace(following, nodes=nodes)
         _check_keys(config.keys, self.keys)
         return replace(following, keys=self.keys)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from nodewatch.admission import Admission
 from nodewatch.barring import Barring
@@ -63,6 +64,7 @@ def show(
     gave_up: bool,
     daemon: Daemon,
     membership: Membership,
+    witness: dict[str, Any],
 ) -> View:
     """The picture at `now_ms`."""
     ordered = sorted(scene.nodes, key=lambda node: node.number)
@@ -90,6 +92,7 @@ def show(
         gates=scene.gates.states(now_ms),
         drops=dict(scene.admission.drops),
         config=_config(scene, membership, now_ms),
+        witness=witness,
     )
 
 

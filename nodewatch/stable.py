@@ -28,6 +28,10 @@ class Stable:
     """(node, first mark, newest mark), by node."""
     accepted: Accepted | None = None
     """The newest change of the configuration that this node accepted and has not made yet."""
+    barred: int = 0
+    """The bar against this node that it accepted, 0 = none: R8 of `lease.py`."""
+    witness: tuple[tuple[str, int], ...] = ()
+    """(WWID, epoch) from which the witness may be claimed: W6 of `arbitration.py`."""
 
 
 def to_text(stable: Stable) -> str:
@@ -39,6 +43,8 @@ def to_text(stable: Stable) -> str:
             "voted_for": stable.voted_for,
             "promises": [list(promise) for promise in stable.promises],
             "accepted": _accepted_to_plain(stable.accepted),
+            "barred": stable.barred,
+            "witness": dict(stable.witness),
         }
     )
 
@@ -56,6 +62,8 @@ def from_text(text: str) -> Stable:
             voted_for=int(plain["voted_for"]),
             promises=promises,
             accepted=_accepted_from(plain.get("accepted")),
+            barred=int(plain.get("barred", 0)),
+            witness=tuple((str(wwid), int(epoch)) for wwid, epoch in plain.get("witness", {}).items()),
         )
     except (ValueError, KeyError, TypeError, ChangeRefused) as error:
         raise StableCorrupt(f"not readable: {error!r}") from error

@@ -135,6 +135,9 @@ class View:
     nodes: Mapping[str, NodeView] = field(default_factory=dict)
     gates: Mapping[str, GateState] = field(default_factory=dict)
     drops: Mapping[str, int] = field(default_factory=dict)
+    witness: Mapping[str, Any] = field(default_factory=dict)
+    """{} = none is configured. state (idle | racing | using | lost), epoch and checked_ms_ago while this node uses it,
+    used_by (names), luns ({wwid, epoch, claimed_by}), problem, waits_for; the last two "" = nothing."""
 
 
 def to_json(view: View) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from nodewatch.lease import Timing
 from nodewatch.stable import Stable
 from nodewatch.view import View
 
+from .sim_witness import SimLun, WitnessAgent
+
 UUID = "5b0c7a4e-3a55-4b7c-9a0e-5a5d3c1f0a11"
 KEY = bytes(range(32))
 VOLUME = "v1"
@@ -33,7 +35,7 @@ class Violation(AssertionError):
     """The cores broke a promise."""
 
 
-def cluster(count: int, timing: Timing | None = None, links: int = 1) -> ClusterConfig:
+def cluster(count: int, timing: Timing | None = None, links: int = 1, witness: int = 0) -> ClusterConfig:
     return ClusterConfig(
         name="sim",
         uuid=UUID,
@@ -51,6 +53,7 @@ def cluster(count: int, timing: Timing | None = None, links: int = 1) -> Cluster
         timing=timing or Timing(),
         port=7747,
         metrics_listen=None,
+        witness=tuple(f"naa.{place}" for place in range(1, witness + 1)),
     )
 
 
@@ -94,6 +97,7 @@ class SimNode:
         self.daemon_away_until = 0.0
         self.wake_version = 0
         self.term_seen = 0
+        self.witness = sim.make_agent(self)
 
     @property
     def number(self) -> int:
@@ -131,6 +135,7 @@ class SimNode:
         self.unsynced, self.writing = None, False
         self.paused = False
         self.gate_given = False
+        self.witness.forget()
 
     def power_off(self) -> None:
         self.kill()
@@ -202,6 +207,11 @@ class SimNode:
                 return ev.GatesClosed(now_ms=self.clock(), results={VOLUME: True})
             case ev.Log():
                 self.sim.note(self, effect.text)
+            case ev.Race():
+                if self.daemon_runs():
+                    self.witness.race(effect.call)
+            case ev.WatchWitness():
+                self.witness.watched = effect.epoch
             case ev.Publish() | ev.Deliver() | ev.Configured():
                 pass
         return None
@@ -225,7 +235,7 @@ class SimNode:
                 self.when_running(lambda: self.feed(ev.Persisted(now_ms=self.clock(), stable=stable)))
                 self.write()
 
-        slow = self.sim.random.random() < 0.1
+        slow = self.sim.random.random() < self.sim.slow_writes
         self.sim.after(self.sim.random.uniform(100, 800) if slow else self.sim.random.uniform(1, 20), synced)
 
     def open_gate(self) -> None:
@@ -235,10 +245,13 @@ class SimNode:
 
     # --- the stand-in for hactld ----------------------------------------------------------------------------------
 
+    def daemon_runs(self) -> bool:
+        away = self.daemon_hung or self.sim.now < self.daemon_away_until
+        return self.watch is not None and self.daemon_up and not away and not self.paused
+
     def run_daemon(self) -> None:
         """Ten times a second: beat, then do what the view and the disk ask for."""
-        away = self.daemon_hung or self.sim.now < self.daemon_away_until
-        if self.watch is None or not self.daemon_up or away or self.paused:
+        if self.watch is None or not self.daemon_runs():
             return
         self.feed(ev.DaemonBeat(now_ms=self.clock()))
         view = self.watch.view(self.clock())
@@ -290,15 +303,21 @@ class Simulation:
         core: type[NodeWatch] = NodeWatch,
         timing: Timing | None = None,
         links: int = 1,
+        witness: int = 0,
+        agent: type[WitnessAgent] = WitnessAgent,
     ) -> None:
         self.random = random.Random(seed)
         self.make_core = core
-        self.config = cluster(nodes, timing, links)
+        self.make_agent = agent
+        self.config = cluster(nodes, timing, links, witness)
+        self.luns = [SimLun(wwid) for wwid in self.config.witness]
         self.now = 0.0
         self.network = Network()
         self.owner = 1
         self.daemon_notices = 0.02
         """How probably, ten times a second, an old owner's hactld sees that the disk is not its own any more."""
+        self.slow_writes = 0.1
+        """How probably a write to stable storage takes long."""
         self.takeovers = 0
         self.packets = 0
         self.transcript: list[str] = []
@@ -310,6 +329,8 @@ class Simulation:
             node.daemon_up = True
             self.at(self.random.uniform(0, 300), node.start)
             self._beat_daemon(node)
+            if self.luns:
+                self._tend_witness(node)
 
     def at(self, when: float, action: Callable[[], None]) -> None:
         self._count += 1
@@ -349,6 +370,11 @@ class Simulation:
     def _beat_daemon(self, node: SimNode) -> None:
         node.run_daemon()
         self.after(100, lambda: self._beat_daemon(node))
+
+    def _tend_witness(self, node: SimNode) -> None:
+        if node.daemon_runs():
+            node.witness.tick()
+        self.after(20, lambda: self._tend_witness(node))
 
     # --- what must hold -------------------------------------------------------------------------------------------
 
@@ -426,7 +452,10 @@ def misfortune(sim: Simulation, *, storms: int) -> float:
 def _strike(sim: Simulation) -> None:
     draw, network, node = sim.random, sim.network, _victim(sim)
     lasts = draw.choice((100, 400, 1000, 2000, 4000)) * draw.uniform(0.5, 1.5)
-    kind = draw.choice(("kill", "kill", "power", "pause", "mute", "deaf", "isolate", "loss", "slow", "hang", "gone"))
+    kinds = ["kill", "kill", "power", "pause", "mute", "deaf", "isolate", "loss", "slow", "hang", "gone"]
+    if sim.luns:
+        kinds += ["split", "split", "split", "storage"]
+    kind = draw.choice(kinds)
     sim.note(node, f"*** {kind} for {lasts:.0f} ms")
     match kind:
         case "kill":
@@ -446,6 +475,18 @@ def _strike(sim: Simulation) -> None:
                     _cut(sim, (node.number, other), lasts)
                 if kind != "mute":
                     _cut(sim, (other, node.number), lasts)
+        case "split":
+            numbers = draw.sample(sorted(sim.nodes), len(sim.nodes) // 2)
+            links = [(one, other) for one in numbers for other in sim.nodes if other not in numbers]
+            one_way = draw.choice((None, None, None, 0, 1))
+            for one, other in links:
+                if one_way != 0:
+                    _cut(sim, (one, other), lasts)
+                if one_way != 1:
+                    _cut(sim, (other, one), lasts)
+        case "storage":
+            node.witness.cut = True
+            sim.after(lasts, lambda: setattr(node.witness, "cut", False))
         case "loss":
             network.drop, network.repeat = draw.uniform(0.05, 0.5), 0.3
             sim.after(lasts, lambda: _calm(network))
@@ -487,13 +528,23 @@ def _heal(sim: Simulation) -> None:
     _calm(sim.network)
     for node in sim.nodes.values():
         node.resume()
+        node.witness.cut = False
         node.daemon_up, node.daemon_hung, node.daemon_away_until = True, False, 0.0
         node.start()
 
 
 def run_seed(seed: int, core: type[NodeWatch] = NodeWatch, *, storms: int = 5) -> Simulation:
     """One seed from start to recovery. Raises Violation, with the end of the transcript."""
-    sim = Simulation(seed, nodes=3 if seed % 3 else 5, core=core)
+    return run_misfortune(Simulation(seed, nodes=3 if seed % 3 else 5, core=core), storms=storms)
+
+
+def run_witness_seed(seed: int, core: type[NodeWatch] = NodeWatch, *, storms: int = 5) -> Simulation:
+    """As `run_seed`, with an even number of nodes and a witness of one LUN or three."""
+    sim = Simulation(seed, nodes=2 if seed % 3 else 4, witness=1 if seed % 2 else 3, core=core)
+    return run_misfortune(sim, storms=storms)
+
+
+def run_misfortune(sim: Simulation, *, storms: int) -> Simulation:
     whole = misfortune(sim, storms=storms)
     sim.run_until(whole)
     while (missing := sim.settled()) is not None:
