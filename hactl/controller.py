@@ -15,8 +15,8 @@ neither: it is only the word to try. So the machine holds these rules, and `chec
 5. While an old primary's lease may still run, the disk is fenced only once nobody answers under the volume's address
    any more (`LISTENING`). A hung primary's kernel goes on serving until its address expires: fenced before that, it
    would answer its clients with I/O errors. Where the network between the nodes is split, the question does not arrive:
-   so the disk is never fenced earlier than `FENCE_EARLY_MS` before that lease ends, when a kernel that keeps time has
-   let the address expire. This is for the clients' sake only; safety does not rest on it.
+   so the disk is never fenced earlier than `fence_early_ms` before that lease ends, when a primary that runs has shut
+   its address by itself (R9 of nodewatch/lease.py). This is for the clients' sake only; safety does not rest on it.
 6. A disk that does not answer is doubt: the address is shut (`Step.DOUBT`) until the handle is verified again. A
    doubt that lasts is reported as a failure, so that the leader has another node take the volume.
 7. One step runs at a time. Each is idempotent: after a crash the same sequence is run from its start, and
@@ -41,9 +41,6 @@ OPEN_TRIES = 3
 LISTEN_EVERY_MS = 50
 LISTEN_MS = 80
 """How long one round of listening takes when nobody answers (fs/_address.py)."""
-FENCE_EARLY_MS = 400
-"""nodewatch's default `gate_slack_ms`: how much longer a lease lasts than the address in a kernel that is not late.
-Fence, replay and export take about as long as what is left of the lease then: most takeovers lose nothing by it."""
 DOUBT_MS = 3000
 GIVE_UP_MS = 4000
 
@@ -159,6 +156,8 @@ class Volume:
     renew after two thirds of it). `asked_ms`: when the running step began. `doubt_ms`: since when the disk has not
     said that the handle is good, though asked. `stale`: the lease was lost since the running step began, so a
     verification may have looked too early. `shut`: the address is surely away (while leaving).
+    `fence_early_ms`: so long before the end of the old lease a primary that runs has shut its address
+    (`Timing.fence_early_ms`).
     """
 
     name: str
@@ -176,6 +175,7 @@ class Volume:
     leaving_for: str = ""
     open_failures: int = 0
     regrace_ms: int = 2500
+    fence_early_ms: int = 0
     suspended_ms: int = 0
     asked_ms: int = 0
     doubt_ms: int | None = None
@@ -316,10 +316,10 @@ class Volume:
         if not self.mine:
             return self._proceed()
         match self.phase, event.step:
-            case (Phase.LISTENING, _) if event.settled and self.now_ms >= self.wait_until_ms - FENCE_EARLY_MS:
+            case (Phase.LISTENING, _) if event.settled and self.now_ms >= self.wait_until_ms - self.fence_early_ms:
                 return self._run(Phase.ACQUIRING, Step.ACQUIRE)
             case (Phase.LISTENING, _) if event.settled:
-                again_ms = self.wait_until_ms - FENCE_EARLY_MS - LISTEN_MS
+                again_ms = self.wait_until_ms - self.fence_early_ms - LISTEN_MS
                 return replace(self, next_check_ms=max(self.now_ms, again_ms)), ()
             case (Phase.LISTENING, _):
                 return self._again(LISTEN_EVERY_MS), ()
@@ -387,9 +387,9 @@ class Volume:
                 return replace(failed, failed=self.order)._leave(failed.failure, lost=event.lost)
 
 
-def standby(name: str, *, regrace_ms: int = 2500) -> Volume:
+def standby(name: str, *, regrace_ms: int = 2500, fence_early_ms: int = 0) -> Volume:
     """The state of a volume that this node has nothing of."""
-    return Volume(name=name, regrace_ms=regrace_ms)
+    return Volume(name=name, regrace_ms=regrace_ms, fence_early_ms=fence_early_ms)
 
 
 def adopting(fresh: Volume, order: Order) -> tuple[Volume, tuple[Run, ...]]:

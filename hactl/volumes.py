@@ -162,7 +162,9 @@ class VolumeSet:
         export = ExportedVolume(VolumeService(self._spec(found, label)), self.clock.monotonic_s)
         runtime = VolumeRuntime(
             node=self.config.me,
-            machine=controller.standby(name, regrace_ms=label.lease_s * 1000 // 4),
+            machine=controller.standby(
+                name, regrace_ms=label.lease_s * 1000 // 4, fence_early_ms=self.config.timing.fence_early_ms
+            ),
             interpreter=Interpreter(
                 volume=name, disk=disk, service=export, gate=self.gate, monotonic_s=self.clock.monotonic_s
             ),

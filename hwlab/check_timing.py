@@ -21,11 +21,13 @@ from hwlab.reason import Reason, invalid, unknown
 
 SILENT_FAULTS = ("kill", "pause", "cut", "cut-out", "cut-from-nodes", "hang-daemon")
 """After these nobody hears the primary any more."""
-GATE_FAULTS = ("cut-from-nodes", "hang-daemon")
-"""After these the asker still reaches the primary's kernel."""
 DETECT, BAR, LEASE = "detect", "bar confirmed", "its lease must have ended"
-GATE = "gate of a cut-off node closes"
-GATE_HUNG = "gate of a hung daemon closes"
+GATES = {
+    "cut-from-nodes": "gate of a cut-off node closes",
+    "hang-daemon": "gate of a stopped node watch closes",
+    "hang-controller": "gate of a hung daemon closes",
+}
+"""After these the asker still reaches the primary's kernel. (The fault hang-daemon stops the node watch too.)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,10 +117,8 @@ def error_of(history: History) -> float:
 
 def seen_phases(history: History, kind: str) -> Iterator[tuple[str, tuple[float, float]]]:
     """(row, (earliest, latest moment)): phases that the nodes recorded, gates that the asker saw shut."""
-    if kind in GATE_FAULTS and (shut := gate_shut(history)):
-        yield GATE, shut
-    if kind == "hang-controller" and (shut := gate_shut(history)):
-        yield GATE_HUNG, shut
+    if kind in GATES and (shut := gate_shut(history)):
+        yield GATES[kind], shut
     recovery = first_recovery(history)
     if kind not in SILENT_FAULTS or recovery is None:
         return

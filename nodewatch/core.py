@@ -257,7 +257,7 @@ class NodeWatch:
             # What a datagram's step came too late to see is due at once: only a tick looks at hactld.
             self._daemon.deadline_ms(now) if self._daemon.state(now) == self._daemon_state else now,
             None if self._election.leader else self._election.deadline_ms(self._observed(now)),
-            self._lease.end_ms if self._serving else None,
+            self._shut_by_ms(now) if self._serving else None,
             self._prober.deadline_ms(),
             self._witness.deadline_ms(),
         ):
@@ -685,7 +685,7 @@ class NodeWatch:
             self._serving = left_ms > 0
             self._changed = True
             self._log(f"lease {'gained' if self._serving else 'lost'}")
-        if forbidden or (lease.end_ms and not left_ms):
+        if forbidden or (lease.end_ms and now >= self._shut_by_ms(0)):
             closing = self._gates.closing(now)
             if closing:
                 self._out.append(ev.CloseGates(volumes=closing))
@@ -695,6 +695,11 @@ class NodeWatch:
             due = self._gates.due(now)
             if due:
                 self._out.append(ev.RenewGates(volumes=due, not_after_ms=not_after_ms))
+
+    def _shut_by_ms(self, now: int) -> int:
+        """R9: when the newest acknowledgement is too old to go on; the end of the lease if `now` is after that."""
+        early_ms = self._lease.end_ms - self._timing.lease_ms + self._timing.shut_ms
+        return early_ms if now < early_ms else self._lease.end_ms
 
     def _take_renewed(self, event: ev.GatesRenewed) -> None:
         late = self._gates.renewed(event.results, event.now_ms, self._lease.end_ms)

@@ -26,6 +26,10 @@ Rules
       uses no lease and opens no gate, also as a new process. So when A says both that mark and `gave up`, the bar is
       confirmed by A alone and no wait is left: its gates are shut and stay shut until the lift (R6). That is how a node
       is fenced whose hactld hangs while its node watch lives, when there is no majority of others to promise.
+  R9  A that runs closes its gates once the newest heartbeat that a majority acknowledged is older than shut_ms.
+      The claim does not rest on it, for A may be frozen. But who takes over spares A's clients an I/O error by
+      not fencing the disk before a running A must have shut its gates: by the proof below, with shut_ms for
+      lease_ms, shut_guard_ms after A was last heard.
 
 Claim. Let a majority P have promised to bar A. A's gate is closed, and stays closed until a lift, from
       v + guard_ms - age      on the clock of whoever received, at v, the last-ended of those promises,
@@ -106,8 +110,27 @@ class Timing:
     @property
     def guard_ms(self) -> int:
         """How long after a node was last heard its lease must have ended, on any other node's clock."""
+        return self._elsewhere_ms(self.lease_ms)
+
+    def _elsewhere_ms(self, here_ms: int) -> int:
+        """What another node must count to be sure that `here_ms` have passed on the first one's clock."""
         drift = self.drift_percent
-        return math.ceil(self.lease_ms * (100 + drift) / (100 - drift)) + ROUNDING_MS
+        return math.ceil(here_ms * (100 + drift) / (100 - drift)) + ROUNDING_MS
+
+    @property
+    def shut_ms(self) -> int:
+        """R9: how old the newest acknowledged heartbeat may be before a node that runs shuts its own gates."""
+        return min(self.lease_ms, self.overdue_ms + self.heartbeat_ms)
+
+    @property
+    def shut_guard_ms(self) -> int:
+        """How long after a node was last heard it must have shut its gates, if it runs, on any other node's clock."""
+        return self._elsewhere_ms(self.shut_ms)
+
+    @property
+    def fence_early_ms(self) -> int:
+        """How long before the end of the last lease the disk may be fenced for the sake of the old node's clients."""
+        return self.guard_ms - self.shut_guard_ms
 
     @property
     def gate_ms(self) -> int:
@@ -191,6 +214,7 @@ class Timing:
         gate = (
             f"renewed up to {self.renewable_ms} after the last acknowledged heartbeat left, stays up to {self.gate_ms}"
         )
+        cut = f"{self.shut_ms} = overdue_ms + heartbeat_ms after the last acknowledged heartbeat left, closed actively"
         hang = f"no beat for daemon_hang_ms = {self.daemon_hang_ms}, then closed actively"
         return [
             TimingRow("detect", best, self.overdue_ms, silence),
@@ -199,7 +223,8 @@ class Timing:
             ),
             TimingRow("bar confirmed", best, barred, "a majority promised: one round trip and one fsync"),
             TimingRow("its lease must have ended", guard - beat, max(guard, barred), ended),
-            TimingRow("gate of a cut-off node closes", max(0, life - beat), self.lease_ms, gate),
+            TimingRow("gate of a cut-off node closes", max(0, self.shut_ms - 2 * beat), self.shut_ms, cut),
+            TimingRow("gate of a stopped node watch closes", max(0, life - beat), self.lease_ms, gate),
             TimingRow("gate of a hung daemon closes", self.daemon_hang_ms - beat, self.daemon_hang_ms, hang),
         ]
 

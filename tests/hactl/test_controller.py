@@ -76,7 +76,8 @@ def test_a_take_fences_first_and_opens_the_address_last() -> None:
 
 
 def test_a_taker_waits_for_the_old_lease_with_the_export_ready() -> None:
-    volume, _ = feed(controller.standby("v1"), LeaseChanged(held=True), mine(wait_until_ms=5000), Tick(now_ms=4700))
+    waiting = controller.standby("v1", fence_early_ms=829)
+    volume, _ = feed(waiting, LeaseChanged(held=True), mine(wait_until_ms=5000), Tick(now_ms=4700))
     volume, asked = run_all(volume)
     assert asked[:2] == [Step.LISTEN, Step.ACQUIRE]
     assert (volume.phase, asked[-1]) == (Phase.WAITING, Step.EXPORT)
@@ -175,8 +176,9 @@ def test_a_primary_that_still_answers_is_not_fenced_before_its_lease_is_over() -
 
 def test_silence_alone_does_not_fence_a_primary_whose_address_may_still_be_there() -> None:
     """In a split the question does not arrive: the old primary answers its clients, and nobody else."""
-    early_ms = 5000 - controller.FENCE_EARLY_MS
-    volume, _ = feed(controller.standby("v1"), LeaseChanged(held=True), Tick(now_ms=1000), mine(wait_until_ms=5000))
+    early_ms = 5000 - 829
+    waiting = controller.standby("v1", fence_early_ms=829)
+    volume, _ = feed(waiting, LeaseChanged(held=True), Tick(now_ms=1000), mine(wait_until_ms=5000))
     volume, runs = feed(volume, StepDone(step=Step.LISTEN))
     assert (volume.phase, runs, volume.holding) == (Phase.LISTENING, [], False)
     assert volume.next_check_ms == early_ms - controller.LISTEN_MS

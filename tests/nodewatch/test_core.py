@@ -113,6 +113,24 @@ def test_a_hung_daemon_shuts_the_gate_and_is_told() -> None:
     assert view(sim.nodes[2]).nodes["n1"].gave_up
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_a_node_that_nobody_acknowledges_shuts_its_gate_before_the_kernel_would(both: bool) -> None:
+    """R9; with a cut of what it sends only, it goes on hearing everybody."""
+    sim = settled()
+    owner, timing = sim.nodes[1], sim.config.timing
+    cuts = {(1, 2), (1, 3)}
+    sim.network.cuts |= cuts | {(to, of) for of, to in cuts} if both else cuts
+    cut_at = sim.now
+    sim.run_until(cut_at + timing.shut_ms * 0.5)
+    assert owner.gate_open()
+    sim.run_until(cut_at + timing.shut_ms * 1.06 + 50)
+    assert not owner.gate_open()
+    assert sim.now < cut_at + timing.gate_ms - timing.heartbeat_ms, "the kernel alone would have kept it open"
+    sim.network.cuts.clear()
+    sim.run_until(sim.now + 8000)
+    assert sim.settled() is None
+
+
 def test_packets_that_always_come_before_the_tick_do_not_hide_a_hung_daemon() -> None:
     sim = Simulation(1, nodes=1)
     sim.run_until(5000)

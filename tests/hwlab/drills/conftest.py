@@ -141,7 +141,7 @@ def good() -> History:
             TimingRow(phase="detect", best_ms=600, worst_ms=800),
             TimingRow(phase="bar confirmed", best_ms=600, worst_ms=1000),
             TimingRow(phase="its lease must have ended", best_ms=1739, worst_ms=1939),
-            TimingRow(phase="gate of a cut-off node closes", best_ms=800, worst_ms=1750),
+            TimingRow(phase="gate of a stopped node watch closes", best_ms=800, worst_ms=1750),
         ),
         stamps_seen=stamps(500),
         stamp_writes=stamp_writes(),

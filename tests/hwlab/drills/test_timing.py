@@ -29,14 +29,14 @@ def test_phases_of_a_silent_primary_are_compared_with_the_table(history: Histori
     seen = rows(history())
     assert seen["detect"].high_ms == 750 and seen["bar confirmed"].high_ms == 960
     assert all(row.outside == "" for row in seen.values())
-    assert "gate of a cut-off node closes" not in seen, "a paused kernel answers nobody"
+    assert "gate of a stopped node watch closes" not in seen, "a paused kernel answers nobody"
 
 
 def test_a_gate_is_timed_between_the_last_answer_and_the_first_question_without_one(history: Histories) -> None:
-    gate = rows(with_fault(history, "hang-daemon"))["gate of a cut-off node closes"]
+    gate = rows(with_fault(history, "hang-daemon"))["gate of a stopped node watch closes"]
     assert (gate.low_ms, gate.high_ms, gate.outside) == (pytest.approx(800.4), 900, "")
     late = with_fault(history, "hang-daemon", answers=answers(old_until=FAULT_MS + 2000, new_from=FAULT_MS + 2200))
-    assert rows(late)["gate of a cut-off node closes"].outside == "late"
+    assert rows(late)["gate of a stopped node watch closes"].outside == "late"
 
 
 def test_how_long_the_fault_took_widens_what_was_seen(history: Histories) -> None:
