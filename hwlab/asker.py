@@ -1,16 +1,16 @@
 """Asks the service network all the time who has the served address: never may two have it.
 
-Runs on the client inside the lab (sent there as text: standard library only). One broadcast ARP request every
-`--pause-ms`, in the client's own name; each answer is noted with the MAC that gave it. A kernel answers for as long as
-the address is its own, whatever has become of the processes above it: what this sees is the gate itself. Frames
-announced to everybody (gratuitous ARP) are no answers.
+Runs on the client's host inside the lab (sent there as text: standard library only), in a network namespace of its
+own: what it is told must not teach the client where the address is. One broadcast ARP request every `--pause-ms`; each
+answer is noted with the MAC that gave it. A kernel answers for as long as the address is its own, whatever has become
+of the processes above it: what this sees is the gate itself. Frames announced to everybody (gratuitous ARP) are no
+answers.
 
 JSON lines on stdout: `answer` for the first, a changed and then now and then an unchanged one; the log has a line per
 question (`ask N NS`) and per answer (`answer N NS MAC`, N the newest question then). Words on stdin: `stop`.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import select
@@ -19,9 +19,11 @@ import struct
 import sys
 import time
 
+from hwlab.another_machine import become_another_machine
+
 ETH_ARP = 0x0806
 REPORT_EVERY_NS = 500_000_000
-SIOCGIFADDR = 0x8915
+LINK = "asker0"
 HEAD = b"\x00\x01\x08\x00\x06\x04"
 
 
@@ -38,12 +40,6 @@ def request(mac: bytes, own: bytes, address: bytes) -> bytes:
     return head + mac + own + b"\0" * 6 + address
 
 
-def own_address(link: str) -> bytes:
-    """The first IPv4 address of an interface."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        return fcntl.ioctl(asking, SIOCGIFADDR, struct.pack("256s", link.encode()))[20:24]
-
-
 def answered_by(frame: bytes, mac: bytes, address: bytes) -> str:
     """The MAC that answers a question of `mac` in this frame, "" if it is no such answer."""
     if len(frame) < 42 or frame[12:14] != struct.pack("!H", ETH_ARP) or frame[14:20] != HEAD:
@@ -56,15 +52,18 @@ def answered_by(frame: bytes, mac: bytes, address: bytes) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--link", required=True)
-    parser.add_argument("--address", required=True, help="the served address")
+    parser.add_argument("--served", required=True, help="the address to ask for")
+    parser.add_argument("--address", required=True, help="own address with prefix length")
     parser.add_argument("--log", required=True)
     parser.add_argument("--pause-ms", type=float, default=100.0)
     args = parser.parse_args()
     os.makedirs(os.path.dirname(args.log), exist_ok=True)
-    address, pause_ns = socket.inet_aton(args.address), int(args.pause_ms * 1e6)
+    address, pause_ns = socket.inet_aton(args.served), int(args.pause_ms * 1e6)
+    own = socket.inet_aton(args.address.partition("/")[0])
+    become_another_machine(args.link, LINK, args.address, "hactl-asker")
     link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_ARP))
-    link.bind((args.link, ETH_ARP))
-    mac, own = link.getsockname()[4], own_address(args.link)
+    link.bind((LINK, ETH_ARP))
+    mac = link.getsockname()[4]
     asked, answers, last, told_ns = 0, 0, "", 0
     due_ns = time.monotonic_ns()
     say("started", pid=os.getpid())

@@ -50,6 +50,7 @@ class LabStage:
             thief_link=client.interfaces.get(LAN, LAN),
             thief_address=self._free_address(1),
             reader_address=self._free_address(2),
+            asker_address=self._free_address(3),
         )
 
     def _free_address(self, nth: int) -> str:

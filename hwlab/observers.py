@@ -47,7 +47,8 @@ class Observers:
         numbers = ",".join(map(str, stage.nodes))
         self.witness = self._feed(stage.target, "witness", ["--numbers", numbers])
         self._await(self.witness, "started")
-        words = ["--link", share.thief_link, "--address", share.source.partition(":")[0], "--log", self.log("asker")]
+        words = ["--link", share.thief_link, "--address", share.asker_address, "--log", self.log("asker")]
+        words += ["--served", share.source.partition(":")[0]]
         self.asker = self._feed(stage.client, "asker", words)
         self._await(self.asker, "started")
         words = ["--directory", share.mount_point, "--run", self.run, "--log", self.log("load")]

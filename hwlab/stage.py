@@ -40,6 +40,8 @@ class Share:
     """A free address with prefix length there, for the second client."""
     reader_address: str = ""
     """One more, for the reader."""
+    asker_address: str = ""
+    """One more, for the asker."""
 
 
 class Stage(Protocol):

@@ -1,9 +1,11 @@
 """Who had the served address: the rules of check_answers, broken one at a time."""
 
+import socket
 from dataclasses import replace
 
 import pytest
 
+from hwlab import asker
 from hwlab.checker import judge
 from hwlab.gather import answers as parse
 from hwlab.history import Answer, Verdict
@@ -73,3 +75,16 @@ def test_the_asker_s_log_is_read_as_it_is_written(history: Histories) -> None:
     seen = parse(f"ask 1 2000000000\nanswer 1 2000500000 {OLD}\nask 2 2100000000\nansw", clock)
     assert seen.asked_ms == (1000.0, 1100.0)
     assert seen.answers == (Answer(ask=1, at_ms=1000.5, mac=OLD),)
+
+
+def test_the_asker_believes_answers_to_itself_about_the_served_address_only() -> None:
+    mac, own, served = bytes.fromhex("020000000009"), socket.inet_aton("10.77.1.24"), socket.inet_aton("10.77.1.50")
+    question = asker.request(mac, own, served)
+    assert asker.answered_by(question, mac, served) == ""
+    head = mac + bytes.fromhex("020000000002") + b"\x08\x06" + asker.HEAD
+    said = bytes.fromhex("020000000002") + served + mac + own
+    answer = head + b"\0\2" + said
+    assert asker.answered_by(answer, mac, served) == NEW
+    gratuitous = b"\xff" * 6 + answer[6:]
+    for other in (gratuitous, answer[:30], answer.replace(served, own), head + b"\0\1" + said):
+        assert asker.answered_by(other, mac, served) == ""
