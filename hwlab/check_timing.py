@@ -28,6 +28,8 @@ GATES = {
     "hang-controller": "gate of a hung daemon closes",
 }
 """After these the asker still reaches the primary's kernel. (The fault hang-daemon stops the node watch too.)"""
+SILENCE_MS = 500.0
+"""Several questions in a row without an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,11 +143,18 @@ def first_recovery(history: History) -> Recovery | None:
 
 
 def gate_shut(history: History) -> tuple[float, float] | None:
-    """Between the last question that the primary's kernel answered and the first one that it did not."""
+    """Between the last question that the primary's kernel answered and the first one that it did not.
+
+    A single answer may get lost; and the primary may be served again later, after a silence.
+    """
     seen = history.answers
     if seen is None:
         return None
-    old = {answer.mac for answer in seen.answers if answer.at_ms < history.fault_ms}
-    last = [answer for answer in seen.answers if answer.mac in old and answer.at_ms >= history.fault_ms]
-    later = seen.asked_ms[last[-1].ask :] if last else ()
-    return (last[-1].at_ms, later[0]) if later else None
+    told = sorted(seen.answers, key=lambda answer: answer.at_ms)
+    old = {answer.mac for answer in told if answer.at_ms < history.fault_ms}
+    for answer, following in zip(told, [*told[1:], None], strict=True):
+        goes_on = following is not None and following.mac in old and following.at_ms - answer.at_ms < SILENCE_MS
+        if answer.at_ms >= history.fault_ms and not goes_on:
+            later = seen.asked_ms[answer.ask :] if answer.mac in old else ()
+            return (answer.at_ms, later[0]) if later else None
+    return None

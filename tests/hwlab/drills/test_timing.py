@@ -39,6 +39,15 @@ def test_a_gate_is_timed_between_the_last_answer_and_the_first_question_without_
     assert rows(late)["gate of a stopped node watch closes"].outside == "late"
 
 
+def test_a_primary_that_serves_again_later_has_shut_its_gate_all_the_same(history: Histories) -> None:
+    seen = answers(new_from=1e9)
+    back = tuple(replace(seen.answers[0], ask=n, at_ms=15_000.0 + n) for n in range(250, 260))
+    gate = rows(with_fault(history, "hang-daemon", answers=replace(seen, answers=(*seen.answers, *back))))
+    assert gate["gate of a stopped node watch closes"].high_ms == 900
+    lost = replace(seen, answers=tuple(answer for answer in seen.answers if answer.ask != 195))
+    assert rows(with_fault(history, "hang-daemon", answers=lost))["gate of a stopped node watch closes"].high_ms == 900
+
+
 def test_how_long_the_fault_took_widens_what_was_seen(history: Histories) -> None:
     seen = rows(with_fault(history, "cut", until_ms=FAULT_MS + 300))["detect"]
     assert (seen.low_ms, seen.high_ms) == (450, 750)
