@@ -3,6 +3,7 @@ a few lines of Python that take over, or fail to, as the test says."""
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from hwlab.stage import Done, HostSilent, Share
 
 NEXUS = {1: "iqn.2026-11.org.hactl:n1,i,0x1", 2: "iqn.2026-11.org.hactl:n2,i,0x2"}
 TYPE = "SPC-3 Reservation Type: Write Exclusive Access, Registrants Only\n"
+STALL_S = 0.7
 DRILL = """
 name = "{name}"
 title = "t"
@@ -148,10 +150,15 @@ class World:
         if "--numbers" in argv:
             argv = [*argv, "--core", str(self.folder / "core")]
         pipe = subprocess.PIPE
-        return subprocess.Popen([sys.executable, *argv[1:]], stdin=pipe, stdout=pipe, stderr=pipe)
+        started = subprocess.Popen([sys.executable, *argv[1:]], stdin=pipe, stdout=pipe, stderr=pipe)
+        if any(word.endswith("-load.log") for word in argv):
+            self.load = started
+        return started
 
     def fault(self, kind: str, host: str) -> None:
         if kind == "pause" and self.flaw != "no takeover":
+            # The client waits for the takeover: no other gap in its writes may be longer, however busy this machine is.
+            self.load.send_signal(signal.SIGSTOP)
             threading.Thread(target=self._take_over).start()
 
     def heal(self, say: Callable[[str], None]) -> None:
@@ -179,6 +186,7 @@ class World:
         self.recoveries.append(
             {"volume": "v1", "from": "n1", "to": "n2", "epoch": self.epoch, "node": "n2", "steps": steps}
         )
+        threading.Timer(STALL_S, self.load.send_signal, [signal.SIGCONT]).start()
 
     def _status(self) -> dict[str, object]:
         other = 3 - self.server
