@@ -25,6 +25,7 @@ CONFIG = "/etc/hactl/hactl.toml"
 KEY = "/etc/hactl/cluster.key"
 METRICS_PORT = 9747
 CLUSTER = "demo"
+COROSYNC = "corosync"
 
 # Says on the first node that the strategy has made the volume: an empty list of volumes means "not found yet" then.
 MARKER_DIR = "/var/lib/hwlab"
@@ -50,7 +51,8 @@ def serve(lab: Lab, say: Progress) -> None:
     undo_commands(lab)
     install(nodes, say)
     wait_for_disks(lab, nodes, say)
-    configure(nodes, say)
+    configure(nodes, say, lab.topology.engine)
+    start_engine(nodes, say, lab.topology.engine)
     start_daemons(nodes, say)
     add_volume(lab, volume, nodes, say)
     wait_until_serving(volume, nodes, say)
@@ -125,7 +127,7 @@ def wait_for_disks(lab: Lab, nodes: list[Host], say: Progress) -> None:
     in_parallel(on, nodes)
 
 
-def configure(nodes: list[Host], say: Progress) -> None:
+def configure(nodes: list[Host], say: Progress, engine: str = "") -> None:
     """One configuration and one key, made by the first node that has none to follow, the same on all."""
 
     def read(host: Host) -> tuple[bytes, bytes] | None:
@@ -138,7 +140,7 @@ def configure(nodes: list[Host], say: Progress) -> None:
         raise LabError("the nodes have different configurations: take the lab down and up again")
     if not existing:
         say(f"cluster: configuring {', '.join(host.name for host in nodes)}")
-        nodes[0].command.run(init_argv(nodes))
+        nodes[0].command.run(init_argv(nodes, engine))
         first = read(nodes[0])
         if first is None:
             raise LabError(f"`hactl init` on {nodes[0].name} wrote no {CONFIG}")
@@ -151,12 +153,25 @@ def configure(nodes: list[Host], say: Progress) -> None:
             host.command.run(["sync"])
 
 
-def init_argv(nodes: list[Host]) -> list[str]:
+def init_argv(nodes: list[Host], engine: str = "") -> list[str]:
     """Nodes are numbered by their place in the topology, from 1."""
     argv = ["hactl", "init", "--cluster", CLUSTER, "--metrics-port", str(METRICS_PORT)]
     for number, host in enumerate(nodes, start=1):
         argv += ["--node", f"{host.name}={number},{host.addresses[LAN]}"]
-    return argv
+    return [*argv, "--engine", engine] if engine else argv
+
+
+def start_engine(nodes: list[Host], say: Progress, engine: str) -> None:
+    """Corosync set up and running, where the topology wants it below node watch."""
+    if engine != COROSYNC:
+        return
+    # Enabling is the last step: a node whose unit is enabled was set up whole.
+    script = (
+        f"systemctl is-enabled --quiet {COROSYNC} || {{ hactl corosync-conf >/dev/null && "
+        f"systemctl restart {COROSYNC} && systemctl --quiet enable {COROSYNC} && sync; }}; systemctl start {COROSYNC}"
+    )
+    say("cluster: corosync is the engine")
+    in_parallel(lambda host: host.command.run(["sh", "-c", script], timeout_s=60), nodes)
 
 
 def start_daemons(nodes: list[Host], say: Progress) -> None:

@@ -91,6 +91,8 @@ class Topology:
     luns: tuple[LunSpec, ...]
     volume: VolumeSpec | None = None
     power: Mapping[str, str] = field(default_factory=dict)
+    engine: str = ""
+    """What hactl's node watch runs on; empty = its default."""
 
     def with_role(self, role: Role) -> tuple[HostSpec, ...]:
         """The hosts of one kind, in the file's order."""
@@ -149,6 +151,7 @@ def parse(text: str, where: str) -> Topology:
         luns=tuple(_lun(item) for item in table.take_tables("lun")),
         volume=_volume(table.take_table("volume")),
         power=table.take("power", dict, {}),
+        engine=table.take("engine", str, "") or "",
     )
     table.finish()
     _check(topology, where)

@@ -24,12 +24,14 @@ from typing import Any
 
 from nodewatch import events as ev
 from nodewatch import keyring
+from nodewatch._corosync import CorosyncEngine
 from nodewatch._gate import BadGate, Gate
 from nodewatch._ipc import Connection, Listener, encode
 from nodewatch._stable import StableFile, StableWriter
 from nodewatch._udp import UdpLink
 from nodewatch.config import ClusterConfig, ConfigError, NodeConfig, parse_config
 from nodewatch.core import NodeWatch
+from nodewatch.engine import COROSYNC, Engine, EngineRefused, EngineUnreachable, Members, Note, Packet
 from nodewatch.membership import ChangeRefused, change_from
 from nodewatch.stable import next_generation
 from nodewatch.view import to_json
@@ -113,7 +115,9 @@ class Service:
         self._options = options
         self._selector = selectors.DefaultSelector()
         self._config, self._me = config, me
-        self._links: list[UdpLink | None] = _bind(config, me)
+        self._engine: Engine | None = _open_engine(config, me)
+        """None: the builtin one, which is the links below."""
+        self._links: list[UdpLink | None] = _bind(config, me) if self._engine is None else []
         restored = replace(stored, generation=next_generation(stored, int(time.time() * 1000)))
         file.save(restored)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -145,6 +149,8 @@ class Service:
         for number, link in enumerate(self._links):
             if link is not None:
                 register(link, selectors.EVENT_READ, functools.partial(self._datagram, number, link))
+        if self._engine is not None:
+            register(self._engine, selectors.EVENT_READ, functools.partial(self._arrived, self._engine))
         register(self._wake_fd, selectors.EVENT_READ, self._woken)
         register(self._listener, selectors.EVENT_READ, self._connect)
         if self._options.realtime:
@@ -176,6 +182,8 @@ class Service:
         _tell_systemd("STOPPING=1")
         self._feed(ev.Stop(now_ms=clock_ms()))
         self._feed(ev.Farewell(now_ms=clock_ms()))
+        if self._engine is not None:
+            self._engine.close()
         self._listener.close()
         log("stopped")
 
@@ -196,6 +204,16 @@ class Service:
         if received is not None:
             datagram, source = received
             self._feed(ev.Datagram(now_ms=clock_ms(), source=source, data=datagram, link=number))
+
+    def _arrived(self, engine: Engine) -> None:
+        for arrival in engine.receive():
+            match arrival:
+                case Packet(data=data, source=source):
+                    self._feed(ev.Datagram(now_ms=clock_ms(), source=source, data=data))
+                case Members(present=present, quorate=quorate):
+                    self._feed(ev.Membership(now_ms=clock_ms(), present=present, quorate=quorate))
+                case Note(text=text, serious=serious):
+                    log(text, serious)
 
     def _connect(self) -> None:
         accepted = self._listener.accept(len(self._connections))
@@ -346,6 +364,10 @@ class Service:
                     log(effect.text, effect.serious)
 
     def _transmit(self, effect: ev.Transmit) -> None:
+        if self._engine is not None:
+            self._engine.send(effect.to, effect.datagram)
+            if self._engine.send_errors:
+                self._say_send_errors(self._engine)
         for number, link in enumerate(self._links):
             if link is not None and effect.link in (None, number):
                 link.send(effect.to, effect.datagram)
@@ -415,7 +437,7 @@ class Service:
         if self._selector.get_key(connection).events != mask:
             self._selector.modify(connection, mask, self._talk)
 
-    def _say_send_errors(self, link: UdpLink) -> None:
+    def _say_send_errors(self, link: UdpLink | Engine) -> None:
         now = clock_ms()
         if self._send_errors_said_ms is None or now - self._send_errors_said_ms >= _SEND_ERRORS_EVERY_MS:
             self._send_errors_said_ms = now
@@ -427,6 +449,16 @@ def _object(body: object) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ValueError("body is not a JSON object")
     return body
+
+
+def _open_engine(config: ClusterConfig, me: NodeConfig) -> Engine | None:
+    """The engine that the configuration names; None = the builtin one. Raises StartError."""
+    if config.engine != COROSYNC:
+        return None
+    try:
+        return CorosyncEngine(config, me, patience_s=_BIND_PATIENCE_S)
+    except (EngineRefused, EngineUnreachable) as refused:
+        raise StartError(f"engine corosync: {refused}") from refused
 
 
 def _peers_of(config: ClusterConfig, me: NodeConfig, number: int) -> dict[int, str]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from nodewatch.engine import BUILTIN, ENGINES
 from nodewatch.lease import Timing
 from nodewatch.quorum import majority
 
@@ -27,7 +28,7 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 VERSION_MAX = 0xFFFFFFFF
 _SECTIONS: dict[str, tuple[str, ...]] = {
-    "cluster": ("name", "uuid", "key_file", "this", "version", "previous", "keys"),
+    "cluster": ("name", "uuid", "key_file", "this", "version", "previous", "keys", "engine"),
     "node": ("name", "number", "address", "addresses", "votes_only"),
     "timing": tuple(entry.name for entry in fields(Timing)),
     "network": ("port",),
@@ -87,6 +88,8 @@ class ClusterConfig:
     """Ids of the cluster keys that are accepted; frames are sealed under the first. () = the key file's first key."""
     witness: tuple[str, ...] = ()
     """WWIDs of the LUNs that have one vote together, ascending: `arbitration.py`."""
+    engine: str = BUILTIN
+    """What carries heartbeats and says who is there: `nodewatch/engine.py`."""
 
     @property
     def votes(self) -> int:
@@ -111,7 +114,7 @@ class ClusterConfig:
         )
 
     def digest(self) -> bytes:
-        """8 bytes over everything that must be equal on all nodes: cluster, nodes, timing, port, version, keys."""
+        """8 bytes over everything that must be equal on all nodes: cluster, nodes, timing, port, engine, version, keys."""
         # Imported here: hactld reads this file too and does not need the library for anything.
         from cryptography.hazmat.primitives import hashes
 
@@ -120,13 +123,13 @@ class ClusterConfig:
         summary = hashes.Hash(hashes.SHA256())
         history = (self.version, self.previous, self.keys)
         votes = (self.witness, sorted(node.number for node in self.nodes if node.votes_only))
-        summary.update(repr((self.name, self.uuid, nodes, timing, self.port, history, votes)).encode())
+        summary.update(repr((self.name, self.uuid, nodes, timing, self.port, self.engine, history, votes)).encode())
         return summary.finalize()[:8]
 
     @property
     def links(self) -> int:
-        """How many heartbeat links there are."""
-        return len(self.nodes[0].addresses)
+        """How many heartbeat links node watch itself looks after."""
+        return len(self.nodes[0].addresses) if self.engine == BUILTIN else 1
 
     def warnings(self) -> list[str]:
         """What is allowed but worth a sentence."""
@@ -181,6 +184,7 @@ class _Reader:
             previous=self._previous(cluster),
             keys=self._keys(cluster),
             witness=self._witness(nodes),
+            engine=self._engine(cluster),
         )
         self._check_timing(timing, witness=bool(config.witness))
         return config
@@ -337,6 +341,11 @@ class _Reader:
             action = 'write one or two ids of 16 hex digits each, as in keys = ["0123456789abcdef"]'
             raise self._error("cluster", 0, "keys", f"{value!r} is not valid", action)
         return tuple(value)
+
+    def _engine(self, cluster: Mapping[str, Any]) -> str:
+        if "engine" not in cluster:
+            return BUILTIN
+        return self._text("cluster", 0, cluster, "engine", lambda text: text in ENGINES, f"one of {', '.join(ENGINES)}")
 
     def _listen(self) -> str | None:
         table = self._table("metrics")

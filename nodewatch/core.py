@@ -28,6 +28,7 @@ from nodewatch.config import ClusterConfig, NodeConfig
 from nodewatch.daemonwatch import DaemonWatch
 from nodewatch.detector import Detector
 from nodewatch.election import Election, Observed
+from nodewatch.engine import BUILTIN
 from nodewatch.gates import Gates
 from nodewatch.heartbeat import (
     ASKING,
@@ -112,11 +113,19 @@ class NodeWatch:
             peers=others,
             now_ms=now_ms,
         )
+        knows = config.engine != BUILTIN
+        # Where the engine knows who is there, silence counts only when it lasts as long as a lease.
+        patient = replace(timing, overdue_ms=timing.lease_ms) if knows else timing
+        self._quorate = not knows
         self._detector = Detector(
-            self._peers, heartbeat_ms=timing.heartbeat_ms, overdue_ms=timing.overdue_ms, now_ms=now_ms
+            self._peers,
+            heartbeat_ms=timing.heartbeat_ms,
+            overdue_ms=patient.overdue_ms,
+            now_ms=now_ms,
+            present=frozenset() if knows else None,
         )
         self._links = Links(self._all, count=config.links, fresh_ms=timing.overdue_ms)
-        self._prober = Prober(self._all, timing, self._detector)
+        self._prober = Prober(self._all, patient, self._detector)
         self._election = Election(
             me=me.number,
             needed=self._needed,
@@ -159,7 +168,7 @@ class NodeWatch:
             nodes=config.nodes,
             generation=restored.generation,
             start_ms=now_ms,
-            overdue_ms=timing.overdue_ms,
+            overdue_ms=patient.overdue_ms,
             peers=self._peers,
             admission=self._admission,
             detector=self._detector,
@@ -179,6 +188,8 @@ class NodeWatch:
         anew."""
         self._next_beat_ms = now_ms
         self._last_beat_ms = now_ms - timing.heartbeat_ms
+        self._again_ms = now_ms
+        """A second heartbeat soon after a change of membership; in the past = it went out."""
         self._published_ms = now_ms - PUBLISH_MS
         self._dirty = True
         """Something is known that was not settled yet."""
@@ -198,6 +209,8 @@ class NodeWatch:
         match event:
             case ev.Datagram():
                 self._take_datagram(event)
+            case ev.Membership():
+                self._take_membership(event)
             case ev.Tick():
                 self._take_time(now)
             case ev.DaemonBeat():
@@ -465,6 +478,14 @@ class NodeWatch:
             if self._patience_ends_ms <= now:
                 self._patience_ends_ms = _FAR_MS
 
+    def _take_membership(self, event: ev.Membership) -> None:
+        """All beat now, and once more when they heard each other: leases that bridged the change are renewed."""
+        self._dirty = self._changed = self._urgent = True
+        self._again_ms = event.now_ms + self._timing.heartbeat_ms // 4
+        self._quorate = event.quorate
+        for number in self._detector.membership(event.present):
+            self._log(f"node={self._peers[number].config.name} alive->overdue cause=left corosync's group")
+
     def _settle_daemon(self, now: int) -> None:
         state = self._daemon.state(now)
         if state != self._daemon_state:
@@ -537,7 +558,7 @@ class NodeWatch:
         return Observed(
             now_ms=now,
             claims=claims,
-            quorum=len(claims) + 1 + self._witness.votes(heard, now) >= self._needed,
+            quorum=self._quorate and len(claims) + 1 + self._witness.votes(heard, now) >= self._needed,
             witness_after=self._witness.votes_after,
             able=daemon_able and not (self._barring.barred_mark or self._stopping or self._membership.leaving),
             durable_term=self._durable.term,
@@ -760,6 +781,8 @@ class NodeWatch:
         pace_ms = self._timing.heartbeat_ms
         follows = self._election.leader not in (0, self._me.number)
         self._next_beat_ms = now + (pace_ms + pace_ms // 8 if follows else pace_ms)
+        if now < self._again_ms:
+            self._next_beat_ms = self._again_ms
         self._urgent = False
 
     def _fresh(self, now: int) -> bool:

@@ -1,5 +1,5 @@
 """Who is silent? One timeout over any authentic message; silence while this process itself did not run does
-not count.
+not count. Where an engine knows who is there, its word comes first: who left is overdue at once.
 
 The evidence here moves work, it never makes anything safe: that is the lease's part.
 """
@@ -14,9 +14,27 @@ from nodewatch.view import NodeState
 class Detector:
     """Last sign of life of each peer, on this node's clock. Changed in place, for every packet."""
 
-    __slots__ = ("_excused_until", "_gone", "_heard", "_heartbeat_ms", "_last_run", "_overdue", "_overdue_ms")
+    __slots__ = (
+        "_excused_until",
+        "_gone",
+        "_heard",
+        "_heartbeat_ms",
+        "_last_run",
+        "_overdue",
+        "_overdue_ms",
+        "_present",
+    )
 
-    def __init__(self, peers: Iterable[int], *, heartbeat_ms: int, overdue_ms: int, now_ms: int) -> None:
+    def __init__(
+        self,
+        peers: Iterable[int],
+        *,
+        heartbeat_ms: int,
+        overdue_ms: int,
+        now_ms: int,
+        present: frozenset[int] | None = None,
+    ) -> None:
+        """`present`: who the engine says is there; None = it does not know, and silence alone decides."""
         self._heartbeat_ms = heartbeat_ms
         self._overdue_ms = overdue_ms
         self._heard: dict[int, int | None] = dict.fromkeys(peers)
@@ -24,6 +42,22 @@ class Detector:
         self._gone: set[int] = set()
         self._last_run = now_ms
         self._excused_until = now_ms
+        self._present = present
+
+    def membership(self, present: frozenset[int]) -> list[int]:
+        """The engine's word on who is there. Gives those whom it makes overdue; who came back is alive when heard."""
+        self._present = present
+        found = [
+            peer
+            for peer, heard in self._heard.items()
+            if heard is not None and peer not in present and peer not in self._overdue
+        ]
+        self._overdue.update(found)
+        return found
+
+    def absent(self, peer: int) -> bool:
+        """The engine says that it is not there."""
+        return self._present is not None and peer not in self._present
 
     def running(self, now_ms: int) -> int:
         """Call at every event; gives how long this process had not run beyond the ordinary, in ms.
@@ -39,7 +73,7 @@ class Detector:
         """An authentic message came. True if the peer was not alive before."""
         known = self._heard[peer]
         self._heard[peer] = now_ms
-        if peer in self._gone:
+        if peer in self._gone or self.absent(peer):
             return False
         was_alive = known is not None and peer not in self._overdue
         self._overdue.discard(peer)

@@ -31,6 +31,15 @@ class Datagram:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """An engine that knows says who is there. Never comes with the builtin one."""
+
+    now_ms: int
+    present: frozenset[int]
+    quorate: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Persisted:
     """`stable` is on the disk, fsync done."""
 
@@ -195,6 +204,7 @@ class Farewell:
 Event = (
     Tick
     | Datagram
+    | Membership
     | Persisted
     | DaemonBeat
     | DaemonGone

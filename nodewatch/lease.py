@@ -59,6 +59,10 @@ Fresh silence. B's process may have acknowledged A until the very moment it was 
 Rounding. Clocks are read in whole milliseconds, rounded down. That can make an age 1 ms too large, v 1 ms too
   small, the clock of R4 1 ms too early: ROUNDING_MS = 4 covers them.
 
+Engines. Nothing above says how heartbeats travel or who decides that a node is silent: a datagram may be late by any
+  time, come twice, or never. So the proof holds for every engine (`engine.py`). What an engine changes is when a
+  healthy node's lease may lapse for want of acknowledgements; `corosync.violations` bounds that.
+
 Outside the proof.
   A process that is stopped between reading the clock and telling the kernel (R4) may renew late when it runs again.
   That window is some ten microseconds per renewal, and the clock is read again right after it.

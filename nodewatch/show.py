@@ -259,6 +259,8 @@ def _liveness(scene: Scene, number: int, now_ms: int) -> str:
     if silence_ms is None:
         hint = ", but its packets arrive: it does not hear us" if scene.admission.unproven(number) else ""
         return f"not heard since this process began {now_ms - scene.start_ms} ms ago{hint}"
+    if scene.detector.absent(number):
+        return f"not in corosync's group, last heard {silence_ms} ms ago"
     if not scene.detector.alive(number):
         return f"silent for {silence_ms} ms, limit {scene.overdue_ms} ms"
     return f"heard {silence_ms} ms ago"

@@ -11,7 +11,11 @@ from hactl.cli import render
 from hactl.cli.client import ask, fail, stream
 from hactl.cli.exits import Exit
 from hactl.cli.options import config_option, json_option
-from nodewatch.config import ConfigError, parse_config
+from nodewatch import corosync
+from nodewatch._cpg import read_facts
+from nodewatch.config import ClusterConfig, ConfigError, parse_config
+from nodewatch.engine import COROSYNC, EngineUnreachable
+from nodewatch.lease import TimingRow
 
 
 @click.command()
@@ -77,10 +81,24 @@ def keys(volume: str | None, json_wanted: bool) -> None:
 def timing(config: Path, json_wanted: bool) -> None:
     """Best and worst case of each phase of a takeover, derived from the configuration by the code that runs."""
     try:
-        rows = [asdict(row) for row in parse_config(config.read_text()).timing.table()]
+        rows = [asdict(row) for row in timing_rows(parse_config(config.read_text()))]
     except (OSError, ConfigError) as wrong:
         fail(f"{config}: {wrong}", Exit.USAGE)
     render.show(rows, render.timing(rows), json_wanted)
+
+
+def timing_rows(cluster: ClusterConfig) -> list[TimingRow]:
+    """The table for the engine in use: what corosync runs with counts, not what its file says."""
+    if cluster.engine != COROSYNC:
+        return cluster.timing.table()
+    try:
+        totem = read_facts().totem
+    except EngineUnreachable as away:
+        totem = corosync.recommended()
+        click.echo(f"{away}. The table is for token {totem.token}, which `hactl corosync-conf` writes.", err=True)
+    for broken in corosync.violations(cluster.timing, totem):
+        click.echo(f"REFUSED by node watch: {broken}", err=True)
+    return corosync.table(cluster.timing, totem)
 
 
 @click.command()

@@ -10,8 +10,11 @@ from pathlib import Path
 import click
 
 from hactl.cli.client import fail
+from hactl.cli.corosynccmd import COROSYNC_DIR, check_corosync, write_corosync
 from hactl.cli.exits import Exit
 from nodewatch.config import ConfigError, parse_config
+from nodewatch.corosync import recommended_timing
+from nodewatch.engine import BUILTIN, COROSYNC, ENGINES
 
 KEY_BYTES = 32
 
@@ -20,29 +23,47 @@ KEY_BYTES = 32
 @click.option("--cluster", required=True, help="A name for the cluster.")
 @click.option("--node", "nodes", multiple=True, required=True, metavar="NAME=NUMBER,ADDRESS[,ADDRESS...]")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve /metrics on each node's address.")
+@click.option("--engine", type=click.Choice(ENGINES), default=BUILTIN, show_default=True, help="Carries heartbeats.")
+@click.option("--corosync-dir", type=click.Path(path_type=Path), default=COROSYNC_DIR, show_default=True)
+@click.option("--force", is_flag=True, help="Replace a corosync.conf that hactl did not write.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), default=Path("/etc/hactl"), show_default=True)
-def init(cluster: str, nodes: tuple[str, ...], metrics_port: int | None, directory: Path) -> None:
+def init(
+    cluster: str,
+    nodes: tuple[str, ...],
+    metrics_port: int | None,
+    engine: str,
+    corosync_dir: Path,
+    force: bool,
+    directory: Path,
+) -> None:
     """Write hactl.toml and cluster.key for a new cluster; then copy both to every node.
 
     NUMBER (1 to 4095) is a node's for good: it is part of the keys on the disks. Never give it to another node.
     Several addresses of a node are heartbeat links, each on a network of its own, in the same order on every node.
     """
-    text = render_config(cluster, [parse_node(each) for each in nodes], metrics_port, str(uuid.uuid4()), directory)
+    ident = str(uuid.uuid4())
+    text = render_config(cluster, [parse_node(each) for each in nodes], metrics_port, ident, directory, engine=engine)
     try:
-        parse_config(text)
+        parsed = parse_config(text)
     except ConfigError as wrong:
         fail(str(wrong), Exit.USAGE)
     config, key = directory / "hactl.toml", directory / "cluster.key"
     for path in (config, key):
         if path.exists():
             fail(f"{path} exists already: this node is in a cluster. Nothing was written", Exit.USAGE)
+    if engine == COROSYNC:
+        check_corosync(corosync_dir, force=force)
+    secret = secrets.token_bytes(KEY_BYTES)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _write(key, secrets.token_hex(KEY_BYTES) + "\n", 0o600)
+        _write(key, secret.hex() + "\n", 0o600)
         _write(config, text, 0o644)
     except OSError as wrong:
         fail(f"{wrong.filename}: {wrong.strerror}", Exit.USAGE)
     click.echo(f"Wrote {config} and {key}. Copy both to every node (the key is secret, mode 0600), then on each:")
+    if engine == COROSYNC:
+        write_corosync(parsed, secret, corosync_dir, force=force)
+        click.echo("  hactl corosync-conf && systemctl enable corosync && systemctl restart corosync")
     click.echo("  systemctl enable --now hactl-nodewatch hactld")
 
 
@@ -56,7 +77,13 @@ def parse_node(text: str) -> tuple[str, int, tuple[str, ...]]:
 
 
 def render_config(
-    cluster: str, nodes: list[tuple[str, int, tuple[str, ...]]], metrics_port: int | None, ident: str, directory: Path
+    cluster: str,
+    nodes: list[tuple[str, int, tuple[str, ...]]],
+    metrics_port: int | None,
+    ident: str,
+    directory: Path,
+    *,
+    engine: str = BUILTIN,
 ) -> str:
     parts = [
         "# hactl: one file for the whole cluster, the same on every node.",
@@ -65,6 +92,14 @@ def render_config(
         f"uuid = {_quoted(ident)}",
         f"key_file = {_quoted(str(directory / 'cluster.key'))}",
     ]
+    if engine == COROSYNC:
+        parts += [
+            f"engine = {_quoted(engine)}",
+            "",
+            "[timing]",
+            "# Bridges a change of corosync's membership: `hactl timing`, docs/corosync.md.",
+            f"lease_ms = {recommended_timing().lease_ms}",
+        ]
     for name, number, addresses in nodes:
         each = [_quoted(address) for address in addresses]
         where = f"address = {each[0]}" if len(each) == 1 else f"addresses = [{', '.join(each)}]"

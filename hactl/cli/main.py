@@ -6,6 +6,7 @@ import click
 
 from hactl import __version__
 from hactl.cli.clustercmd import events, fence, history, keys, status, timing, unfence, watch
+from hactl.cli.corosynccmd import corosync_conf
 from hactl.cli.diskcmd import check, volume_add
 from hactl.cli.initcmd import init
 from hactl.cli.nodecmd import node
@@ -23,7 +24,7 @@ def main() -> None:
 
 
 volume.add_command(volume_add)
-for command in (init, node, volume, status, watch, keys, fence, unfence, history, events, check, timing):
+for command in (init, node, volume, status, watch, keys, fence, unfence, history, events, check, timing, corosync_conf):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from hactl.cli import client
+from hactl.cli import client, clustercmd
 from hactl.cli.main import main
 from hactl.errors import OutcomeUnknown
 from nodewatch.config import parse_config
+from nodewatch.corosync import recommended, violations
+from nodewatch.engine import EngineUnreachable
 
 
 @pytest.fixture
@@ -222,3 +224,58 @@ def test_a_command_whose_outcome_is_unknown_has_an_exit_code_of_its_own(daemon: 
     kind = OutcomeUnknown.__name__
     daemon["move"] = {"ok": False, "error": "the leader n1 did not answer", "kind": kind}
     assert run("volume", "move", "v1", "n2").exit_code == 3
+
+
+def test_init_for_corosync_writes_both_configurations_and_they_fit(tmp_path: Path) -> None:
+    own, theirs = tmp_path / "hactl", tmp_path / "corosync"
+    nodes = ["--node", "n1=1,192.0.2.11", "--node", "n2=2,192.0.2.12", "--node", "n3=7,192.0.2.13"]
+    init = ["init", "--cluster", "demo", *nodes, "--engine", "corosync", "--dir", str(own)]
+    result = run(*init, "--corosync-dir", str(theirs))
+    assert result.exit_code == 0, result.output
+    config = parse_config((own / "hactl.toml").read_text())
+    assert config.engine == "corosync"
+    assert violations(config.timing, recommended()) == []
+    text = (theirs / "corosync.conf").read_text()
+    assert "nodeid: 7\n        name: n3\n        ring0_addr: 192.0.2.13" in text and "token_coefficient: 0" in text
+    key = (theirs / "authkey").read_bytes()
+    assert len(key) == 128 and (theirs / "authkey").stat().st_mode & 0o777 == 0o400
+
+    again = run("corosync-conf", "--config", str(own / "hactl.toml"), "--dir", str(theirs))
+    assert again.exit_code == 0, again.output
+    assert (theirs / "authkey").read_bytes() == key
+
+
+def test_a_foreign_corosync_conf_is_kept(tmp_path: Path) -> None:
+    own, theirs = tmp_path / "hactl", tmp_path / "corosync"
+    theirs.mkdir()
+    (theirs / "corosync.conf").write_text("totem {\n  cluster_name: other\n}\n")
+    init = ["init", "--cluster", "demo", "--node", "n1=1,192.0.2.11", "--engine", "corosync", "--dir", str(own)]
+    refused = run(*init, "--corosync-dir", str(theirs))
+    assert refused.exit_code == 2 and "hactl did not write it" in refused.output
+    assert not own.exists() and "other" in (theirs / "corosync.conf").read_text()
+    assert run(*init, "--corosync-dir", str(theirs), "--force").exit_code == 0
+    assert "Written by hactl" in (theirs / "corosync.conf").read_text()
+
+
+def test_a_token_that_the_lease_cannot_bridge_is_refused(tmp_path: Path) -> None:
+    own, theirs = tmp_path / "hactl", tmp_path / "corosync"
+    init = ["init", "--cluster", "demo", "--node", "n1=1,192.0.2.11", "--engine", "corosync", "--dir", str(own)]
+    assert run(*init, "--corosync-dir", str(theirs)).exit_code == 0
+    before = (theirs / "corosync.conf").read_text()
+    refused = run("corosync-conf", "--config", str(own / "hactl.toml"), "--dir", str(theirs), "--token", "1000")
+    assert refused.exit_code == 2 and "1000 + 1200 + 100" in refused.output
+    assert (theirs / "corosync.conf").read_text() == before
+
+
+def test_timing_of_the_corosync_engine_has_its_own_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away() -> None:
+        raise EngineUnreachable("no corosync here")
+
+    monkeypatch.setattr(clustercmd, "read_facts", away)
+    own = tmp_path / "hactl"
+    init = ["init", "--cluster", "demo", "--node", "n1=1,192.0.2.11", "--engine", "corosync", "--dir", str(own)]
+    assert run(*init, "--corosync-dir", str(tmp_path)).exit_code == 0
+    result = CliRunner().invoke(main, ["timing", "--json", "--config", str(own / "hactl.toml")])
+    assert result.exit_code == 0 and "no corosync here" in result.stderr
+    rows = {row["phase"]: row for row in json.loads(result.stdout)}
+    assert rows["detect"]["worst_ms"] == 980

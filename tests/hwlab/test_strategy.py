@@ -162,3 +162,16 @@ def test_installing_the_same_code_twice_does_nothing() -> None:
 def test_roles_are_found_in_the_labs_order() -> None:
     hosts = {name: node(name, [], {}) for name in ("n2", "n1")}
     assert [host.name for host in strategy.with_role(FakeLab(hosts=hosts), Role.NODE)] == ["n2", "n1"]
+
+
+def test_corosync_is_set_up_and_running_only_where_the_topology_wants_it() -> None:
+    topology, _ = load("corosync")
+    assert topology.engine == "corosync" and TOPOLOGY.engine == ""
+    calls: list[str] = []
+    nodes = [node("n1", calls, {})]
+    strategy.start_engine(nodes, quiet, TOPOLOGY.engine)
+    assert calls == []
+    strategy.start_engine(nodes, quiet, topology.engine)
+    [line] = calls
+    assert line.index("hactl corosync-conf") < line.index("systemctl restart") < line.index("systemctl --quiet enable")
+    assert strategy.init_argv(nodes, topology.engine)[-2:] == ["--engine", "corosync"]
