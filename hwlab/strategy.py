@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from hwlab import hostfaults, payload
@@ -17,7 +17,7 @@ from hwlab.errors import LabError
 from hwlab.faults import DAEMON, NODEWATCH, UNDO_COMMANDS
 from hwlab.protocols import Host, Lab, LinkState, PowerState, Progress
 from hwlab.ssh import in_parallel
-from hwlab.topology import LAN, Role, VolumeSpec
+from hwlab.topology import LAN, Role, Topology, VolumeSpec
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def serve(lab: Lab, say: Progress) -> None:
     undo_commands(lab)
     install(nodes, say)
     wait_for_disks(lab, nodes, say)
-    configure(nodes, say, lab.topology.engine)
+    configure(nodes, say, engine_options(lab.topology))
     start_engine(nodes, say, lab.topology.engine)
     start_daemons(nodes, say)
     add_volume(lab, volume, nodes, say)
@@ -127,7 +127,7 @@ def wait_for_disks(lab: Lab, nodes: list[Host], say: Progress) -> None:
     in_parallel(on, nodes)
 
 
-def configure(nodes: list[Host], say: Progress, engine: str = "") -> None:
+def configure(nodes: list[Host], say: Progress, engine: Sequence[str] = ()) -> None:
     """One configuration and one key, made by the first node that has none to follow, the same on all."""
 
     def read(host: Host) -> tuple[bytes, bytes] | None:
@@ -153,12 +153,18 @@ def configure(nodes: list[Host], say: Progress, engine: str = "") -> None:
             host.command.run(["sync"])
 
 
-def init_argv(nodes: list[Host], engine: str = "") -> list[str]:
+def init_argv(nodes: list[Host], engine: Sequence[str] = ()) -> list[str]:
     """Nodes are numbered by their place in the topology, from 1."""
     argv = ["hactl", "init", "--cluster", CLUSTER, "--metrics-port", str(METRICS_PORT)]
     for number, host in enumerate(nodes, start=1):
         argv += ["--node", f"{host.name}={number},{host.addresses[LAN]}"]
-    return [*argv, "--engine", engine] if engine else argv
+    return [*argv, *engine]
+
+
+def engine_options(topology: Topology) -> list[str]:
+    """What `hactl init` is told of the engine."""
+    token = ["--token", str(topology.token_ms)] if topology.token_ms else []
+    return ["--engine", topology.engine, *token] if topology.engine else []
 
 
 def start_engine(nodes: list[Host], say: Progress, engine: str) -> None:

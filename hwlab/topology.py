@@ -93,6 +93,8 @@ class Topology:
     power: Mapping[str, str] = field(default_factory=dict)
     engine: str = ""
     """What hactl's node watch runs on; empty = its default."""
+    token_ms: int = 0
+    """Of corosync, where it is the engine; 0 = what hactl recommends."""
 
     def with_role(self, role: Role) -> tuple[HostSpec, ...]:
         """The hosts of one kind, in the file's order."""
@@ -152,6 +154,7 @@ def parse(text: str, where: str) -> Topology:
         volume=_volume(table.take_table("volume")),
         power=table.take("power", dict, {}),
         engine=table.take("engine", str, "") or "",
+        token_ms=table.take("token_ms", int, 0) or 0,
     )
     table.finish()
     _check(topology, where)

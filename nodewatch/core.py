@@ -125,7 +125,9 @@ class NodeWatch:
             present=frozenset() if knows else None,
         )
         self._links = Links(self._all, count=config.links, fresh_ms=timing.overdue_ms)
-        self._prober = Prober(self._all, patient, self._detector)
+        # Nor is anybody asked there: what corosync took is not lost, and asking cannot be heard sooner.
+        asking = replace(timing, overdue_ms=_FAR_MS) if knows else timing
+        self._prober = Prober(() if knows else self._all, asking, self._detector)
         self._election = Election(
             me=me.number,
             needed=self._needed,

@@ -32,6 +32,8 @@ corosync.conf(5) says about 50, docs/measurements.md what was seen."""
 
 TOKEN_MS = 400
 """What `hactl init --engine corosync` writes: see docs/corosync.md."""
+TOKEN_MIN_MS = 130
+"""Below it corosync would retransmit the token more often than every 30 ms, and refuses to start."""
 LEASE_STEP_MS = 50
 AUTH_KEY_BYTES = 128
 """The least that corosync takes (TOTEM_PRIVATE_KEY_LEN_MIN, 1024 bits)."""
@@ -105,6 +107,17 @@ def recommended_timing(token: int = TOKEN_MS) -> Timing:
     return Timing(lease_ms=max(Timing().lease_ms, -(-needed // LEASE_STEP_MS) * LEASE_STEP_MS))
 
 
+def bridged_token(timing: Timing) -> int:
+    """The longest token, in steps of 50, that this timing's lease bridges; never below corosync's shortest."""
+    longest = _longest_token(timing)
+    return max(TOKEN_MIN_MS, longest - longest % LEASE_STEP_MS if longest >= LEASE_STEP_MS else 0)
+
+
+def _longest_token(timing: Timing) -> int:
+    room = timing.lease_ms - timing.gate_slack_ms - _beats_ms(timing) - REFORM_MS
+    return max(0, room) * 10 // 22
+
+
 def lease_needed_ms(timing: Timing, totem: Totem) -> int:
     """The shortest lease that bridges a change of membership: see `violations`."""
     return totem.blackout_ms + timing.gate_slack_ms + _beats_ms(timing)
@@ -126,12 +139,11 @@ def violations(timing: Timing, totem: Totem) -> list[str]:
     needed, beats = lease_needed_ms(timing, totem), _beats_ms(timing)
     if timing.lease_ms >= needed:
         return []
-    longest = max(0, timing.lease_ms - timing.gate_slack_ms - beats - REFORM_MS) * 10 // 22
     return [
         f"lease_ms = {timing.lease_ms} < token + consensus + {REFORM_MS} + gate_slack_ms + 3.25 * heartbeat_ms = "
         f"{totem.token} + {totem.consensus} + {REFORM_MS} + {timing.gate_slack_ms} + {beats} = {needed}: healthy "
         f"nodes would stop serving while corosync forms a new membership; set lease_ms to at least {needed}, or "
-        f"corosync's token to at most {longest} with token_coefficient: 0 and consensus: 1.2 of the token"
+        f"corosync's token to at most {_longest_token(timing)}, coefficient to 0, consensus to 1.2 of the token"
     ]
 
 

@@ -20,9 +20,9 @@ COROSYNC_DIR = Path("/etc/corosync")
 @click.command("corosync-conf")
 @config_option
 @click.option("--dir", "directory", type=click.Path(path_type=Path), default=COROSYNC_DIR, show_default=True)
-@click.option("--token", type=click.IntRange(130, 10_000), default=corosync.TOKEN_MS, show_default=True, help="In ms.")
+@click.option("--token", type=click.IntRange(corosync.TOKEN_MIN_MS, 60_000), help="In ms; else what the lease bridges.")
 @click.option("--force", is_flag=True, help="Replace a corosync.conf that hactl did not write.")
-def corosync_conf(config: Path, directory: Path, token: int, force: bool) -> None:
+def corosync_conf(config: Path, directory: Path, token: int | None, force: bool) -> None:
     """Write corosync.conf and corosync's key for the nodes in hactl.toml. The same on every node; run it on each."""
     try:
         cluster = parse_config(config.read_text())
@@ -45,10 +45,11 @@ def check_corosync(directory: Path, *, force: bool) -> None:
 
 
 def write_corosync(
-    cluster: ClusterConfig, key: bytes, directory: Path, *, token: int = corosync.TOKEN_MS, force: bool
+    cluster: ClusterConfig, key: bytes, directory: Path, *, token: int | None = None, force: bool
 ) -> list[Path]:
     """Both files, each whole or not at all. Refuses, with nothing written, values on which node watch would not run."""
     check_corosync(directory, force=force)
+    token = token or corosync.bridged_token(cluster.timing)
     broken = corosync.violations(cluster.timing, corosync.recommended(token))
     if broken and cluster.engine == COROSYNC:
         fail(broken[0], Exit.USAGE)

@@ -13,10 +13,11 @@ from hactl.cli.client import fail
 from hactl.cli.corosynccmd import COROSYNC_DIR, check_corosync, write_corosync
 from hactl.cli.exits import Exit
 from nodewatch.config import ConfigError, parse_config
-from nodewatch.corosync import recommended_timing
+from nodewatch.corosync import TOKEN_MIN_MS, TOKEN_MS, recommended_timing
 from nodewatch.engine import BUILTIN, COROSYNC, ENGINES
 
 KEY_BYTES = 32
+TOKEN_HELP = f"Corosync's, in ms; the lease is made to go with it. [default: {TOKEN_MS}]"
 
 
 @click.command()
@@ -24,6 +25,7 @@ KEY_BYTES = 32
 @click.option("--node", "nodes", multiple=True, required=True, metavar="NAME=NUMBER,ADDRESS[,ADDRESS...]")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve /metrics on each node's address.")
 @click.option("--engine", type=click.Choice(ENGINES), default=BUILTIN, show_default=True, help="Carries heartbeats.")
+@click.option("--token", type=click.IntRange(TOKEN_MIN_MS, 60_000), default=TOKEN_MS, help=TOKEN_HELP)
 @click.option("--corosync-dir", type=click.Path(path_type=Path), default=COROSYNC_DIR, show_default=True)
 @click.option("--force", is_flag=True, help="Replace a corosync.conf that hactl did not write.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), default=Path("/etc/hactl"), show_default=True)
@@ -32,6 +34,7 @@ def init(
     nodes: tuple[str, ...],
     metrics_port: int | None,
     engine: str,
+    token: int,
     corosync_dir: Path,
     force: bool,
     directory: Path,
@@ -42,7 +45,9 @@ def init(
     Several addresses of a node are heartbeat links, each on a network of its own, in the same order on every node.
     """
     ident = str(uuid.uuid4())
-    text = render_config(cluster, [parse_node(each) for each in nodes], metrics_port, ident, directory, engine=engine)
+    parsed_nodes = [parse_node(each) for each in nodes]
+    corosync_token = token if engine == COROSYNC else None
+    text = render_config(cluster, parsed_nodes, metrics_port, ident, directory, token=corosync_token)
     try:
         parsed = parse_config(text)
     except ConfigError as wrong:
@@ -62,7 +67,7 @@ def init(
         fail(f"{wrong.filename}: {wrong.strerror}", Exit.USAGE)
     click.echo(f"Wrote {config} and {key}. Copy both to every node (the key is secret, mode 0600), then on each:")
     if engine == COROSYNC:
-        write_corosync(parsed, secret, corosync_dir, force=force)
+        write_corosync(parsed, secret, corosync_dir, token=token, force=force)
         click.echo("  hactl corosync-conf && systemctl enable corosync && systemctl restart corosync")
     click.echo("  systemctl enable --now hactl-nodewatch hactld")
 
@@ -83,7 +88,7 @@ def render_config(
     ident: str,
     directory: Path,
     *,
-    engine: str = BUILTIN,
+    token: int | None = None,
 ) -> str:
     parts = [
         "# hactl: one file for the whole cluster, the same on every node.",
@@ -92,13 +97,13 @@ def render_config(
         f"uuid = {_quoted(ident)}",
         f"key_file = {_quoted(str(directory / 'cluster.key'))}",
     ]
-    if engine == COROSYNC:
+    if token is not None:
         parts += [
-            f"engine = {_quoted(engine)}",
+            f"engine = {_quoted(COROSYNC)}",
             "",
             "[timing]",
             "# Bridges a change of corosync's membership: `hactl timing`, docs/corosync.md.",
-            f"lease_ms = {recommended_timing().lease_ms}",
+            f"lease_ms = {recommended_timing(token).lease_ms}",
         ]
     for name, number, addresses in nodes:
         each = [_quoted(address) for address in addresses]

@@ -243,6 +243,16 @@ def test_init_for_corosync_writes_both_configurations_and_they_fit(tmp_path: Pat
     again = run("corosync-conf", "--config", str(own / "hactl.toml"), "--dir", str(theirs))
     assert again.exit_code == 0, again.output
     assert (theirs / "authkey").read_bytes() == key
+    assert (theirs / "corosync.conf").read_text() == text
+
+
+def test_a_longer_token_gets_a_longer_lease(tmp_path: Path) -> None:
+    init = ["init", "--cluster", "demo", "--node", "n1=1,192.0.2.11", "--engine", "corosync", "--token", "1000"]
+    assert run(*init, "--dir", str(tmp_path / "hactl"), "--corosync-dir", str(tmp_path)).exit_code == 0
+    config = parse_config((tmp_path / "hactl" / "hactl.toml").read_text())
+    assert config.timing.lease_ms == 3350 and "token: 1000" in (tmp_path / "corosync.conf").read_text()
+    again = run("corosync-conf", "--config", str(tmp_path / "hactl" / "hactl.toml"), "--dir", str(tmp_path))
+    assert again.exit_code == 0 and "token: 1000" in (tmp_path / "corosync.conf").read_text()
 
 
 def test_a_foreign_corosync_conf_is_kept(tmp_path: Path) -> None:

@@ -174,4 +174,6 @@ def test_corosync_is_set_up_and_running_only_where_the_topology_wants_it() -> No
     strategy.start_engine(nodes, quiet, topology.engine)
     [line] = calls
     assert line.index("hactl corosync-conf") < line.index("systemctl restart") < line.index("systemctl --quiet enable")
-    assert strategy.init_argv(nodes, topology.engine)[-2:] == ["--engine", "corosync"]
+    options = strategy.engine_options(topology)
+    assert strategy.init_argv(nodes, options)[-4:] == ["--engine", "corosync", "--token", str(topology.token_ms)]
+    assert strategy.engine_options(TOPOLOGY) == []

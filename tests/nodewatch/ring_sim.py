@@ -142,6 +142,10 @@ class Totem:
         for message in self._waiting.pop(member, []):
             self._deliver(member, message)
 
+    def say(self, node: int, message: bytes) -> None:
+        """Somebody on that node says something to the group."""
+        self._mcast(node, message)
+
     def _tell_groups(self) -> None:
         for number, client in list(self._clients.items()):
             ring = self._rings.get(number)
@@ -200,6 +204,10 @@ class RingSimulation(Simulation):
         self._core = core
         self.make_core = self._start  # type: ignore[assignment]
         self._look()
+
+    def close(self) -> None:
+        for engine in self.engines.values():
+            engine.close()
 
     def _look(self) -> None:
         self.totem.look()
