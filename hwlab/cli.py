@@ -152,6 +152,23 @@ def bench(context: Context, runs: int, out: Path) -> None:
     sys.exit(run_bench(LabStage(open_lab(context.lab)), out, runs=runs))
 
 
+@cli.command("bench-engines")
+@click.option("--windows", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--window-s", default=15.0, show_default=True)
+@click.option("--kills", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--out", default=Path("build/bench"), show_default=True, type=click.Path(path_type=Path))
+@click.pass_obj
+def bench_engines(context: Context, windows: int, window_s: float, kills: int, out: Path) -> None:
+    """Node watch and corosync side by side: packets and CPU of an idle node at the same detection time."""
+    from hwlab import enginebench
+
+    lab = open_lab(context.lab, "engines")
+    costs = enginebench.run(lab, context.progress(), windows=windows, window_s=window_s, kills=kills)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "engines.json").write_text(enginebench.as_json(costs) + "\n")
+    context.show(enginebench.as_dict(costs), enginebench.as_text(costs))
+
+
 @cli.command("list")
 @click.pass_obj
 def list_(context: Context) -> None:

@@ -1,0 +1,304 @@
+"""The engines side by side, in one lab run on the same kernels: what an idle node sends and spends, at equal detection.
+
+Each engine runs alone: node watch with its builtin engine, then plain corosync. Detection is the time from the kill of
+one node's kernel to the line of the journal in which a survivor tells of it, as it reaches this machine; corosync's
+token is chosen so that its detection is that of node watch (consensus = 1.2 of the token, its own minimum; coefficient
+0).
+
+Packets are those that the interface counted, on the network that carries heartbeats and nothing else here. CPU is told
+twice: the guest's scheduler account of the one process, and what all of the guest's processes used of the host, less
+what the same guest uses with neither engine. The second is exact also on a busy host; the first counts waiting for it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from hwlab import strategy
+from hwlab.errors import LabError
+from hwlab.faults import NODEWATCH
+from hwlab.protocols import Host, Lab, PowerState, Progress
+from hwlab.ssh import in_parallel
+from hwlab.topology import LAN
+
+WINDOWS = 5
+WINDOW_S = 15.0
+KILLS = 5
+SETTLE_S = 3.0
+"""Between the start of the meter and its first reading: starting it costs CPU."""
+PATIENCE_S = 90.0
+FORM_MS = 40
+"""What corosync takes beyond token and consensus, for the first guess of a token."""
+CLOSE = 0.05
+"""Detection times within this share of each other are equal."""
+TOKEN_MIN_MS = 130
+
+METER = """
+import os, sys, time
+def packets():
+    with open("/sys/class/net/%s/statistics/tx_packets" % sys.argv[2]) as file:
+        return int(file.read())
+def spent(pid):
+    total = 0
+    for task in os.listdir("/proc/%s/task" % pid):
+        with open("/proc/%s/task/%s/schedstat" % (pid, task)) as file:
+            total += int(file.read().split()[0])
+    return total
+pid = sys.argv[3]
+time.sleep(float(sys.argv[4]))
+before, used, began = packets(), spent(pid) if pid else 0, time.monotonic_ns()
+time.sleep(float(sys.argv[1]))
+passed = time.monotonic_ns() - began
+now = spent(pid) if pid else 0
+print((packets() - before) * 1e9 / passed, 100 * (now - used) / passed)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One engine as this benchmark sees it. `lost`, `whole`: patterns of a survivor's journal, `%s` = the lost node."""
+
+    name: str
+    unit: str
+    lost: str
+    whole: str
+
+
+BUILTIN = Kind(
+    name="builtin", unit=NODEWATCH, lost=r"node=n%s alive->overdue", whole=r"node=n%s (overdue|unheard)->alive"
+)
+COROSYNC = Kind(name="corosync", unit="corosync", lost=r"QUORUM\] Members\[2\]", whole=r"QUORUM\] Members\[3\]")
+
+
+@dataclass(slots=True, kw_only=True)
+class Cost:
+    """Figures of one engine: one per node and window, or per survivor and kill."""
+
+    engine: str
+    token_ms: int = 0
+    detect_ms: list[float] = field(default_factory=list)
+    packets_per_s: list[float] = field(default_factory=list)
+    process_percent: list[float] = field(default_factory=list)
+    guest_percent: list[float] = field(default_factory=list)
+    """Of one core of the host; empty where the host does not know."""
+
+
+class Follower:
+    """The end of one unit's journal on one host; each line with the time at which it came here."""
+
+    def __init__(self, host: Host, unit: str) -> None:
+        argv = ["journalctl", "--follow", "--lines=0", "--output=cat", "--unit", unit]
+        self._process = host.command.start(argv, stdout=subprocess.PIPE)
+        self._lines: list[tuple[float, str]] = []
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with self._news:
+                self._lines.append((time.monotonic(), line.decode(errors="replace")))
+                self._news.notify_all()
+
+    def seen(self, pattern: str, since: float) -> float:
+        """When the first such line after `since` came. LabError if none comes."""
+        deadline = time.monotonic() + PATIENCE_S
+        with self._news:
+            while True:
+                for at, line in self._lines:
+                    if at >= since and re.search(pattern, line):
+                        return at
+                if not self._news.wait(deadline - time.monotonic()):
+                    raise LabError(f"no line like {pattern!r} within {PATIENCE_S:g} s")
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def run(
+    lab: Lab, say: Progress, *, windows: int = WINDOWS, window_s: float = WINDOW_S, kills: int = KILLS
+) -> list[Cost]:
+    """Measure; the first of the three is the guest with neither engine. LabError if something does not come about."""
+    lab.up(say)
+    hosts = list(lab.hosts.values())
+    strategy.install(hosts, say)
+    strategy.configure(hosts, say)
+    in_parallel(lambda host: stop(host), hosts)
+    idle = Cost(engine="neither")
+    say(f"neither engine: {windows} windows of {window_s:g} s")
+    measure(idle, None, hosts, windows, window_s)
+    own = Cost(engine=BUILTIN.name)
+    with running(BUILTIN, hosts, say):
+        measure(own, BUILTIN, hosts, windows, window_s)
+        own.detect_ms = detect(BUILTIN, hosts, kills, say)
+    wanted = statistics.median(own.detect_ms)
+    other = Cost(engine=COROSYNC.name, token_ms=token_for(wanted, FORM_MS))
+    for attempt in range(3):
+        configure_corosync(hosts, other.token_ms)
+        with running(COROSYNC, hosts, say):
+            other.detect_ms = detect(COROSYNC, hosts, kills, say)
+            seen = statistics.median(other.detect_ms)
+            if abs(seen - wanted) <= CLOSE * wanted or attempt == 2:
+                measure(other, COROSYNC, hosts, windows, window_s)
+                break
+        other.token_ms = token_for(wanted, seen - 2.2 * other.token_ms)
+    return [idle, own, other]
+
+
+def token_for(detect_ms: float, beyond_ms: float) -> int:
+    """The token with which corosync detects in that time; consensus is 1.2 of it."""
+    return max(TOKEN_MIN_MS, round((detect_ms - beyond_ms) / 2.2 / 5) * 5)
+
+
+def configure_corosync(hosts: Sequence[Host], token_ms: int) -> None:
+    argv = ["sh", "-c", f"hactl corosync-conf --token {token_ms} && sync"]
+    in_parallel(lambda host: host.command.run(argv, timeout_s=60), hosts)
+
+
+def stop(host: Host) -> None:
+    units = f"hactld {NODEWATCH} {COROSYNC.unit}"
+    script = f"systemctl stop {units}; systemctl --quiet disable {units}"
+    host.command.run(["sh", "-c", script], timeout_s=60, check=False)
+
+
+@contextmanager
+def running(kind: Kind, hosts: Sequence[Host], say: Progress) -> Iterator[None]:
+    """The engine on all hosts, everybody with everybody."""
+    say(f"{kind.name}: starting")
+    followers = [Follower(host, kind.unit) for host in hosts]
+    try:
+        since = time.monotonic()
+        in_parallel(lambda host: host.command.run(["systemctl", "start", kind.unit], timeout_s=60), hosts)
+        for number, follower in enumerate(followers, start=1):
+            follower.seen(kind.whole % _other(number) if "%s" in kind.whole else kind.whole, since)
+    finally:
+        for follower in followers:
+            follower.end()
+    time.sleep(SETTLE_S)
+    try:
+        yield
+    finally:
+        in_parallel(stop, hosts)
+
+
+def _other(number: int) -> int:
+    return 1 if number != 1 else 2
+
+
+def detect(kind: Kind, hosts: Sequence[Host], kills: int, say: Progress) -> list[float]:
+    """Kill the last host's kernel so many times; ms until each survivor tells of it."""
+    *survivors, victim = hosts
+    number, found = len(hosts), list[float]()
+    for kill in range(1, kills + 1):
+        followers = [Follower(host, kind.unit) for host in survivors]
+        try:
+            # Where in its interval the victim is should not be the same each time.
+            time.sleep(2.0 + 0.037 * kill)
+            since = time.monotonic()
+            victim.power.off()
+            pattern = kind.lost % number if "%s" in kind.lost else kind.lost
+            took = [(follower.seen(pattern, since) - since) * 1000 for follower in followers]
+            say(f"{kind.name}: kill {kill} seen after {', '.join(f'{ms:.0f}' for ms in took)} ms")
+            found += took
+            since = time.monotonic()
+            victim.power.on()
+            victim.command.wait_reachable(PATIENCE_S)
+            victim.command.run(["systemctl", "start", kind.unit], timeout_s=60)
+            for follower in followers:
+                follower.seen(kind.whole % number if "%s" in kind.whole else kind.whole, since)
+        finally:
+            for follower in followers:
+                follower.end()
+    return found
+
+
+def measure(cost: Cost, kind: Kind | None, hosts: Sequence[Host], windows: int, window_s: float) -> None:
+    """So many windows on all hosts at once."""
+    pids = [main_pid(host, kind) for host in hosts]
+    for _ in range(windows):
+        meters = []
+        for host, pid in zip(hosts, pids, strict=True):
+            interface = host.interfaces.get(LAN, LAN)
+            argv = ["python3", "-c", METER, f"{window_s:g}", interface, pid, f"{SETTLE_S:g}"]
+            meters.append(host.command.start(argv, stdout=subprocess.PIPE))
+        time.sleep(SETTLE_S + 0.5)
+        before, began = [used_ns(host) for host in hosts], time.monotonic()
+        time.sleep(max(1.0, window_s - 1.5))
+        passed_ns = (time.monotonic() - began) * 1e9
+        after = [used_ns(host) for host in hosts]
+        for old, new in zip(before, after, strict=True):
+            if old and new:
+                spent = sum(ns - old[pid] for pid, ns in new.items() if pid in old)
+                cost.guest_percent.append(100 * spent / passed_ns)
+        for meter in meters:
+            told, _ = meter.communicate(timeout=PATIENCE_S)
+            packets, percent = (float(word) for word in told.split())
+            cost.packets_per_s.append(packets)
+            cost.process_percent.append(percent)
+
+
+def main_pid(host: Host, kind: Kind | None) -> str:
+    if kind is None:
+        return ""
+    found = host.command.run(["systemctl", "show", "--property=MainPID", "--value", kind.unit]).text.strip()
+    if found in ("", "0"):
+        raise LabError(f"{kind.unit} does not run on {host.name}")
+    return found
+
+
+def used_ns(host: Host) -> dict[int, int]:
+    """What each process of the guest used of this machine; empty where the driver cannot tell."""
+    tell = getattr(host.power, "used_ns", None)
+    return tell() if tell is not None and host.power.state() is PowerState.ON else {}
+
+
+def as_dict(costs: Sequence[Cost]) -> dict[str, object]:
+    """Medians with all that they were taken of."""
+    names = ("detect_ms", "packets_per_s", "process_percent", "guest_percent")
+    return {
+        "schema": 1,
+        "engines": [
+            {"engine": cost.engine, "token_ms": cost.token_ms or None}
+            | {name: [round(value, 3) for value in getattr(cost, name)] for name in names}
+            | {f"{name}_median": _median(getattr(cost, name)) for name in names}
+            for cost in costs
+        ],
+    }
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return round(statistics.median(values), 3) if values else None
+
+
+def as_text(costs: Sequence[Cost]) -> str:
+    """A table for people: medians, and the spread."""
+    idle = _median(costs[0].guest_percent)
+    lines = [f"{'':22} {'detection ms':>20} {'packets/s sent':>20} {'CPU % process':>20} {'CPU % guest, more':>20}"]
+    for cost in costs:
+        name = cost.engine + (f" (token {cost.token_ms})" if cost.token_ms else "")
+        more = [value - idle for value in cost.guest_percent] if idle is not None else []
+        shown = [cost.detect_ms, cost.packets_per_s, cost.process_percent, more]
+        lines.append(f"{name:22} " + " ".join(f"{_spread(values):>20}" for values in shown))
+    lines.append("median (min to max), per node; CPU of one core")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    digits = 0 if statistics.median(values) >= 100 else 2
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def as_json(costs: Sequence[Cost]) -> str:
+    return json.dumps(as_dict(costs), indent=1)
