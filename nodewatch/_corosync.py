@@ -35,11 +35,9 @@ class CorosyncEngine:
     ) -> None:
         """Wait for corosync for so long; raises EngineUnreachable after that, EngineRefused at once if its
         configuration does not fit ours."""
-        self._config = config
         self._me = me
         self._open = opened
-        self._addresses = {node.number: node.address for node in config.nodes}
-        self._everybody = tuple(sorted(number for number in self._addresses if number != me.number))
+        self.configure(config)
         self.send_errors = 0
         self.last_error = ""
         self._present: frozenset[int] = frozenset()
@@ -90,6 +88,12 @@ class CorosyncEngine:
             except RingLost as lost:
                 self._lose(str(lost), arrivals)
         return arrivals
+
+    def configure(self, config: ClusterConfig) -> None:
+        """Its nodes; corosync's own list is compared with them at the next connection."""
+        self._config = config
+        self._addresses = {node.number: node.address for node in config.nodes}
+        self._everybody = tuple(sorted(number for number in self._addresses if number != self._me.number))
 
     def close(self) -> None:
         self._closed.set()

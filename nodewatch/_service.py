@@ -211,7 +211,7 @@ class Service:
                 case Packet(data=data, source=source):
                     self._feed(ev.Datagram(now_ms=clock_ms(), source=source, data=data))
                 case Members(present=present, quorate=quorate):
-                    self._feed(ev.Membership(now_ms=clock_ms(), present=present, quorate=quorate))
+                    self._feed(ev.GroupChanged(now_ms=clock_ms(), present=present, quorate=quorate))
                 case Note(text=text, serious=serious):
                     log(text, serious)
 
@@ -353,6 +353,8 @@ class Service:
                     self._deliver(effect)
                 case ev.Configured():
                     self._config = effect.config
+                    if self._engine is not None:
+                        self._engine.configure(effect.config)
                     for number, link in enumerate(self._links):
                         if link is not None:
                             link.configure(_peers_of(effect.config, self._me, number))

@@ -114,7 +114,7 @@ class ClusterConfig:
         )
 
     def digest(self) -> bytes:
-        """8 bytes over everything that must be equal on all nodes: cluster, nodes, timing, port, engine, version, keys."""
+        """8 bytes over everything that must be equal on all nodes: cluster, nodes, timing, port, engine, keys ..."""
         # Imported here: hactld reads this file too and does not need the library for anything.
         from cryptography.hazmat.primitives import hashes
 

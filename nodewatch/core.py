@@ -125,9 +125,8 @@ class NodeWatch:
             present=frozenset() if knows else None,
         )
         self._links = Links(self._all, count=config.links, fresh_ms=timing.overdue_ms)
-        # Nor is anybody asked there: what corosync took is not lost, and asking cannot be heard sooner.
-        asking = replace(timing, overdue_ms=_FAR_MS) if knows else timing
-        self._prober = Prober(() if knows else self._all, asking, self._detector)
+        # Nor is anybody asked for being silent: what such an engine took is not lost, and cannot be heard sooner.
+        self._prober = Prober(self._all, replace(timing, overdue_ms=_FAR_MS) if knows else timing, self._detector)
         self._election = Election(
             me=me.number,
             needed=self._needed,
@@ -211,8 +210,8 @@ class NodeWatch:
         match event:
             case ev.Datagram():
                 self._take_datagram(event)
-            case ev.Membership():
-                self._take_membership(event)
+            case ev.GroupChanged():
+                self._take_group(event)
             case ev.Tick():
                 self._take_time(now)
             case ev.DaemonBeat():
@@ -480,12 +479,12 @@ class NodeWatch:
             if self._patience_ends_ms <= now:
                 self._patience_ends_ms = _FAR_MS
 
-    def _take_membership(self, event: ev.Membership) -> None:
+    def _take_group(self, event: ev.GroupChanged) -> None:
         """All beat now, and once more when they heard each other: leases that bridged the change are renewed."""
         self._dirty = self._changed = self._urgent = True
         self._again_ms = event.now_ms + self._timing.heartbeat_ms // 4
         self._quorate = event.quorate
-        for number in self._detector.membership(event.present):
+        for number in self._detector.group(event.present):
             self._log(f"node={self._peers[number].config.name} alive->overdue cause=left corosync's group")
 
     def _settle_daemon(self, now: int) -> None:

@@ -44,7 +44,7 @@ class Detector:
         self._excused_until = now_ms
         self._present = present
 
-    def membership(self, present: frozenset[int]) -> list[int]:
+    def group(self, present: frozenset[int]) -> list[int]:
         """The engine's word on who is there. Gives those whom it makes overdue; who came back is alive when heard."""
         self._present = present
         found = [

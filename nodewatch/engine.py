@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from nodewatch.config import ClusterConfig
 
 BUILTIN = "builtin"
 COROSYNC = "corosync"
@@ -74,6 +77,10 @@ class Engine(Protocol):
 
     def receive(self) -> Sequence[Arrival]:
         """What came, in order; each once."""
+        ...
+
+    def configure(self, config: ClusterConfig) -> None:
+        """The configured nodes changed while the cluster runs."""
         ...
 
     def close(self) -> None: ...

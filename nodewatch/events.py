@@ -31,7 +31,7 @@ class Datagram:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Membership:
+class GroupChanged:
     """An engine that knows says who is there. Never comes with the builtin one."""
 
     now_ms: int
@@ -204,7 +204,7 @@ class Farewell:
 Event = (
     Tick
     | Datagram
-    | Membership
+    | GroupChanged
     | Persisted
     | DaemonBeat
     | DaemonGone

@@ -10,7 +10,7 @@ import click
 from hactl.cli.client import fail
 from hactl.cli.exits import Exit
 from hactl.cli.options import config_option
-from nodewatch import corosync
+from nodewatch import corosync, keyring
 from nodewatch.config import ClusterConfig, ConfigError, parse_config
 from nodewatch.engine import COROSYNC
 
@@ -26,11 +26,9 @@ def corosync_conf(config: Path, directory: Path, token: int | None, force: bool)
     """Write corosync.conf and corosync's key for the nodes in hactl.toml. The same on every node; run it on each."""
     try:
         cluster = parse_config(config.read_text())
-        key = bytes.fromhex(Path(cluster.key_file).read_text().split()[0])
-    except (OSError, ConfigError) as wrong:
+        key = keyring.choose(keyring.parse(Path(cluster.key_file).read_text()), cluster.keys)[0]
+    except (OSError, ConfigError, keyring.BadKeys) as wrong:
         fail(f"{config}: {wrong}", Exit.USAGE)
-    except (ValueError, IndexError):
-        fail(f"{cluster.key_file}: no key in hexadecimal digits; copy it from another node", Exit.USAGE)
     for path in write_corosync(cluster, key, directory, token=token, force=force):
         click.echo(f"Wrote {path}.")
     if cluster.engine != COROSYNC:

@@ -199,6 +199,8 @@ class RingSimulation(Simulation):
     def __init__(self, seed: int, *, nodes: int = 3, core: type[NodeWatch] = NodeWatch, **more: Any) -> None:
         super().__init__(seed, nodes=nodes, core=core, timing=TIMING)
         self.config = replace(self.config, engine=COROSYNC)
+        for node in self.nodes.values():
+            node.cluster = self.config
         self.engines: dict[int, CorosyncEngine] = {}
         self.totem = Totem(self)
         self._core = core
@@ -238,6 +240,6 @@ class RingSimulation(Simulation):
                     case Packet(data=data, source=source):
                         node.feed(ev.Datagram(now_ms=node.clock(), source=source, data=data))
                     case Members(present=present, quorate=quorate):
-                        node.feed(ev.Membership(now_ms=node.clock(), present=present, quorate=quorate))
+                        node.feed(ev.GroupChanged(now_ms=node.clock(), present=present, quorate=quorate))
 
         node.when_running(collect)

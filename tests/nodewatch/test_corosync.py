@@ -33,7 +33,7 @@ def test_the_default_lease_does_not_bridge_the_recommended_token_and_the_refusal
     [line] = corosync.violations(Timing(), corosync.recommended())
     assert line.startswith("lease_ms = 1750 < ")
     assert "400 + 480 + 100 + 400 + 650 = 2030" in line
-    token = int(line.split("token to at most ")[1].split()[0])
+    token = int(line.split("token to at most ")[1].split(",")[0])
     assert not corosync.violations(Timing(), corosync.recommended(token))
     assert corosync.violations(Timing(), corosync.recommended(token + 5))
 
