@@ -115,7 +115,7 @@ class Daemon:
         self.paths = paths
         self.journal = Journal(log, clock.unix_ms)
         self.records = Records(paths.stable, paths.boot)
-        self.members = Members(me=config.me, overdue_ms=config.timing.overdue_ms)
+        self.members = Members(me=config.me, overdue_ms=config.cluster.silence_ms)
         self.nodewatch = NodeWatchClient()
         self.leader = Leader(
             bar=self.nodewatch.bar, lift=self.nodewatch.lift, tell=self._tell_assign, log=self.journal.say

@@ -20,6 +20,7 @@ from hwlab.paths import cache_dir, state_root
 
 # What `make` installs on the machine that runs the lab.
 HOST_PACKAGES = (
+    "corosync",  # for tests/contract/test_engine_port.py, which runs it in network namespaces; a lab has its own
     "e2fsprogs",
     "iproute2",
     "mmdebstrap",

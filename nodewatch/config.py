@@ -127,6 +127,12 @@ class ClusterConfig:
         return summary.finalize()[:8]
 
     @property
+    def silence_ms(self) -> int:
+        """Silence that makes a node overdue. Where the engine itself knows who is there, only one that lasts as long
+        as a lease does."""
+        return self.timing.overdue_ms if self.engine == BUILTIN else self.timing.lease_ms
+
+    @property
     def links(self) -> int:
         """How many heartbeat links node watch itself looks after."""
         return len(self.nodes[0].addresses) if self.engine == BUILTIN else 1
@@ -345,7 +351,18 @@ class _Reader:
     def _engine(self, cluster: Mapping[str, Any]) -> str:
         if "engine" not in cluster:
             return BUILTIN
-        return self._text("cluster", 0, cluster, "engine", lambda text: text in ENGINES, f"one of {', '.join(ENGINES)}")
+        engine = self._text(
+            "cluster", 0, cluster, "engine", lambda text: text in ENGINES, f"one of {', '.join(ENGINES)}"
+        )
+        if engine != BUILTIN and "witness" in self._document:
+            raise self._error(
+                "witness",
+                0,
+                None,
+                f"engine {engine} knows nothing of witness LUNs: its own quorum would be lost in an even split",
+                'remove [witness], or set engine = "builtin"; an odd number of nodes needs neither',
+            )
+        return engine
 
     def _listen(self) -> str | None:
         table = self._table("metrics")

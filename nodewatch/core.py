@@ -114,13 +114,11 @@ class NodeWatch:
             now_ms=now_ms,
         )
         knows = config.engine != BUILTIN
-        # Where the engine knows who is there, silence counts only when it lasts as long as a lease.
-        patient = replace(timing, overdue_ms=timing.lease_ms) if knows else timing
         self._quorate = not knows
         self._detector = Detector(
             self._peers,
             heartbeat_ms=timing.heartbeat_ms,
-            overdue_ms=patient.overdue_ms,
+            overdue_ms=config.silence_ms,
             now_ms=now_ms,
             present=frozenset() if knows else None,
         )
@@ -169,7 +167,7 @@ class NodeWatch:
             nodes=config.nodes,
             generation=restored.generation,
             start_ms=now_ms,
-            overdue_ms=patient.overdue_ms,
+            overdue_ms=config.silence_ms,
             peers=self._peers,
             admission=self._admission,
             detector=self._detector,

@@ -195,16 +195,17 @@ def warnings(config: ClusterConfig, facts: Facts) -> list[str]:
 
 def table(timing: Timing, totem: Totem) -> list[TimingRow]:
     """`Timing.table` for this engine: what detects is another, what makes safe is the same."""
-    best, worst, silent = totem.detect_ms - totem.token, totem.blackout_ms, timing.lease_ms
-    guard, beat, barred = timing.guard_ms, timing.heartbeat_ms, totem.blackout_ms + 2 * STAGGER_MS
-    lost = f"token = {totem.token} lost, consensus = {totem.consensus} waited for, {REFORM_MS} for the new ring"
+    best, lost, silent = totem.consensus, totem.blackout_ms, timing.lease_ms
+    guard, beat, worst = timing.guard_ms, timing.heartbeat_ms, max(totem.blackout_ms, timing.lease_ms)
+    why = f"token = {totem.token} missed, consensus = {totem.consensus} waited for, {REFORM_MS} for the new ring"
+    hangs = f"or lease_ms = {silent} of silence of a member whose corosync lives"
     ended = f"lease_ms * (1 + d) / (1 - d) after it was heard = {guard}, d = {timing.drift_percent} %"
     rows = [
-        TimingRow("detect", best, worst, lost),
-        TimingRow("detect a member that is silent", silent - beat, silent, "lease_ms of silence in corosync's group"),
+        TimingRow("detect", best, worst, f"{why}; {hangs}"),
+        TimingRow("detect a node that is lost", best, lost, why),
         TimingRow("elect, if it led", best, worst + STAGGER_MS, f"two rounds, one stagger of {STAGGER_MS}"),
-        TimingRow("bar confirmed", best, barred, "a majority promised: one round trip and one fsync"),
-        TimingRow("its lease must have ended", guard - beat, max(guard, barred), ended),
+        TimingRow("bar confirmed", best, worst + 2 * STAGGER_MS, "a majority promised: one round trip and one fsync"),
+        TimingRow("its lease must have ended", guard - beat, max(guard, worst + 2 * STAGGER_MS), ended),
     ]
     return rows + [row for row in timing.table() if row.phase.startswith("gate of ")]
 

@@ -288,4 +288,4 @@ def test_timing_of_the_corosync_engine_has_its_own_table(tmp_path: Path, monkeyp
     result = CliRunner().invoke(main, ["timing", "--json", "--config", str(own / "hactl.toml")])
     assert result.exit_code == 0 and "no corosync here" in result.stderr
     rows = {row["phase"]: row for row in json.loads(result.stdout)}
-    assert rows["detect"]["worst_ms"] == 980
+    assert rows["detect a node that is lost"]["worst_ms"] == 980

@@ -176,3 +176,18 @@ def test_the_largest_cluster_fits_a_datagram() -> None:
     orders = tuple(Order(number, 1, 0, 0) for number in range(NODES_MAX) for _ in range(2))
     said = encode_said(Said(0, 0, 0, bytes(8), 1, bytes(8), 0, 0, bytes(8), 0, 0, 0, 0, 0, entries, orders))
     assert len(encode_heartbeat(said, [Pulse(0, 0, 0)] * NODES_MAX)) <= MAX_BODY
+
+
+def test_the_engine_is_one_line_and_an_unknown_one_is_refused() -> None:
+    assert parse_config(GOOD).engine == "builtin"
+    chosen = parse_config(GOOD.replace("[cluster]\n", '[cluster]\nengine = "corosync"\n'))
+    assert chosen.engine == "corosync" and chosen.digest() != parse_config(GOOD).digest()
+    with pytest.raises(ConfigError, match=r"engine: 'heartbeat' is not valid; it must be one of builtin, corosync"):
+        parse_config(GOOD.replace("[cluster]\n", '[cluster]\nengine = "heartbeat"\n'))
+
+
+def test_corosync_and_witness_luns_exclude_each_other() -> None:
+    text = GOOD.replace("[cluster]\n", '[cluster]\nengine = "corosync"\n')
+    text += '[witness]\nwwids = ["naa.60014055fa1c0de00000000000000000"]\n'
+    with pytest.raises(ConfigError, match="knows nothing of witness LUNs"):
+        parse_config(text)

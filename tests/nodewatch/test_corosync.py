@@ -51,9 +51,14 @@ def test_a_token_that_grew_by_its_coefficient_is_refused() -> None:
 
 def test_the_table_bounds_detection_by_token_and_consensus() -> None:
     rows = {row.phase: row for row in corosync.table(TIMING, corosync.recommended())}
-    assert (rows["detect"].best_ms, rows["detect"].worst_ms) == (480, 980)
+    assert (rows["detect a node that is lost"].best_ms, rows["detect a node that is lost"].worst_ms) == (480, 980)
+    assert (rows["detect"].best_ms, rows["detect"].worst_ms) == (480, TIMING.lease_ms)
     assert rows["its lease must have ended"].worst_ms == TIMING.guard_ms
     assert rows["gate of a hung daemon closes"] == TIMING.table()[-1]
+
+
+def test_silence_counts_by_the_engine() -> None:
+    assert (cluster(3).silence_ms, CONFIG.silence_ms) == (800, TIMING.lease_ms)
 
 
 # --- corosync.conf against hactl.toml -----------------------------------------------------------------------------

@@ -1,0 +1,102 @@
+"""The side-by-side benchmark's arithmetic, its patterns on real lines, and what it makes of a guest that answers."""
+
+import json
+import re
+import statistics
+import time
+
+import pytest
+
+from hwlab import enginebench
+from hwlab.enginebench import BUILTIN, COROSYNC, Cost, as_dict, as_text, token_for
+from hwlab.errors import LabError
+
+
+@pytest.mark.parametrize(("detect_ms", "beyond_ms", "token_ms"), [(700, 40, 300), (2240, 40, 1000), (100, 40, 130)])
+def test_the_token_that_detects_in_a_given_time(detect_ms: float, beyond_ms: float, token_ms: int) -> None:
+    assert token_for(detect_ms, beyond_ms) == token_ms
+
+
+def test_a_second_guess_uses_what_the_first_one_took() -> None:
+    first = token_for(720, 40)
+    seen = 2.2 * first + 90  # this machine's corosync needs longer than thought
+    assert abs(2.2 * token_for(720, seen - 2.2 * first) + 90 - 720) < 8
+
+
+@pytest.mark.parametrize(
+    ("pattern", "line"),
+    [
+        (BUILTIN.lost % 3, "nodewatch: node=n3 alive->overdue cause=silence of 809 ms"),
+        (BUILTIN.whole % 3, "nodewatch: node=n3 overdue->alive"),
+        (BUILTIN.whole % 3, "nodewatch: node=n3 unheard->alive"),
+        (COROSYNC.lost, "  [QUORUM] Members[2]: 1 2"),
+        (COROSYNC.whole, "  [QUORUM] Members[3]: 1 2 3"),
+    ],
+)
+def test_the_lines_that_tell_of_a_change_are_known(pattern: str, line: str) -> None:
+    assert re.search(pattern, line)
+
+
+def test_other_lines_tell_of_nothing() -> None:
+    assert not re.search(BUILTIN.lost % 3, "nodewatch: node=n2 alive->overdue cause=silence of 809 ms")
+    assert not re.search(COROSYNC.lost, "  [QUORUM] Sync members[2]: 1 2")
+
+
+def costs() -> list[Cost]:
+    return [
+        Cost(engine="neither", packets_per_s=[0.0], process_percent=[0.0], guest_percent=[1.0, 1.2, 1.1]),
+        Cost(engine="builtin", detect_ms=[700.0, 720.0], packets_per_s=[10.0], process_percent=[0.5],
+             guest_percent=[2.1, 2.2, 2.0]),
+        Cost(engine="corosync", token_ms=300, detect_ms=[710.0], packets_per_s=[80.5], process_percent=[1.5],
+             guest_percent=[]),
+    ]  # fmt: skip
+
+
+def test_the_table_shows_medians_and_what_the_guest_used_more_than_with_neither_engine() -> None:
+    shown = as_text(costs()).splitlines()
+    assert re.search(r"^builtin +710 \(700 to 720\) +10.00 .* 1.00 \(0.90 to 1.10\)$", shown[2])
+    assert re.search(r"^corosync \(token 300\) +710 .* 80.50 .* -$", shown[3])
+
+
+def test_the_file_has_every_value_and_the_medians() -> None:
+    table = json.loads(json.dumps(as_dict(costs())))
+    own = table["engines"][1]
+    assert own["detect_ms"] == [700.0, 720.0] and own["detect_ms_median"] == 710.0
+    assert table["engines"][2]["guest_percent_median"] is None
+    assert statistics.median(own["packets_per_s"]) == own["packets_per_s_median"]
+
+
+class Journal:
+    """A host whose journal says what the test wants, as a child process would."""
+
+    def __init__(self, script: str) -> None:
+        self.command = self
+        self._script = script
+
+    def start(self, argv: list[str], **pipes: int) -> object:
+        import subprocess
+
+        assert argv[0] == "journalctl"
+        return subprocess.Popen(["sh", "-c", self._script], **pipes)
+
+
+def test_a_follower_finds_the_first_line_after_a_moment() -> None:
+    follower = enginebench.Follower(Journal("echo node=n3 early; sleep 0.3; echo node=n3 late; sleep 60"), "unit")  # type: ignore[arg-type]
+    try:
+        early = follower.seen("node=n3", 0.0)
+        late = follower.seen("node=n3", early + 0.001)
+        assert late > early
+    finally:
+        follower.end()
+
+
+def test_a_line_that_never_comes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enginebench, "PATIENCE_S", 0.2)
+    follower = enginebench.Follower(Journal("sleep 60"), "unit")  # type: ignore[arg-type]
+    began = time.monotonic()
+    try:
+        with pytest.raises(LabError, match="no line like"):
+            follower.seen("node=n3", 0.0)
+        assert time.monotonic() - began >= 0.2
+    finally:
+        follower.end()

@@ -1,0 +1,61 @@
+"""Drills on the corosync engine: real corosync 3.1 on every node of a lab.
+
+Two of the six, for the time that they take; the others are played by hand (`hwlab serve --topology corosync`, then
+`drill`): docs/measurements.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hwlab.drill import Exit, run_drill
+from hwlab.errors import LabError
+from hwlab.lab import open_lab, remove_lab
+from hwlab.labstage import LabStage
+from hwlab.preconditions import preconditions
+
+pytestmark = pytest.mark.lab
+
+LAB = "coroeng"
+TRIES = 2
+"""As in test_cluster.py: `unknown` is played once more, invalid never."""
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[LabStage]:
+    try:
+        preconditions()
+    except LabError as error:
+        pytest.skip(str(error))
+    remove_lab(LAB, lambda _: None)
+    lab = open_lab(LAB, "corosync")
+    try:
+        made = LabStage(lab)
+        made.heal(print)
+        yield made
+    finally:
+        remove_lab(LAB, print)
+
+
+@pytest.mark.parametrize("name", ["kill-primary", "cut-primary"])
+def test_the_drill_is_valid(stage: LabStage, tmp_path: Path, name: str) -> None:
+    for attempt in range(TRIES):
+        code = run_drill(name, runs=1, stage=stage, out_dir=tmp_path / str(attempt))
+        if code is not Exit.UNKNOWN:
+            break
+    assert code is Exit.VALID
+
+
+def test_node_watch_runs_on_corosync_and_says_what_it_does_not_like(stage: LabStage) -> None:
+    timing = stage.exec("n1", ["hactl", "timing"], timeout_s=60)
+    assert timing.returncode == 0 and b"token = 1000" in timing.stdout and b"REFUSED" not in timing.stderr
+    log = stage.exec("n1", ["journalctl", "--no-pager", "--unit", "hactl-nodewatch"], timeout_s=60).stdout
+    assert b"left corosync's group" in log
+    argv = ["sh", "-c", "systemctl stop corosync; sleep 2; systemctl start corosync; hactl status --json"]
+    assert stage.exec("n3", argv, timeout_s=90).returncode in (0, 4)
+    stage.heal(print)
+    lines = stage.exec("n3", ["journalctl", "--no-pager", "--unit", "hactl-nodewatch"], timeout_s=60).stdout
+    assert b"corosync is lost" in lines and b"corosync is there again" in lines
