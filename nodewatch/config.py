@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from nodewatch.engine import BUILTIN, ENGINES
-from nodewatch.lease import Timing
+from nodewatch.lease import PatientTiming, Timing
 from nodewatch.quorum import majority
 
 NUMBER_MAX = 4095
@@ -175,7 +175,8 @@ class _Reader:
     def cluster(self) -> ClusterConfig:
         self._check_sections()
         cluster = self._table("cluster", required=True)
-        timing = self._timing()
+        engine = self._engine(cluster)
+        timing = self._timing(engine)
         nodes = self._nodes()
         config = ClusterConfig(
             name=self._text("cluster", 0, cluster, "name", _is_name, "letters, digits, - . _"),
@@ -190,7 +191,7 @@ class _Reader:
             previous=self._previous(cluster),
             keys=self._keys(cluster),
             witness=self._witness(nodes),
-            engine=self._engine(cluster),
+            engine=engine,
         )
         self._check_timing(timing, witness=bool(config.witness))
         return config
@@ -289,10 +290,11 @@ class _Reader:
                     action = "use addresses of one family on a link"
                     raise self._error("node", index, key, "IPv4 and IPv6 are mixed", action)
 
-    def _timing(self) -> Timing:
+    def _timing(self, engine: str) -> Timing:
         table = self._table("timing")
         default = Timing()
-        return Timing(
+        kind = Timing if engine == BUILTIN else PatientTiming
+        return kind(
             **{
                 key: self._integer("timing", 0, table, key, 0, 10_000_000, getattr(default, key))
                 for key in _SECTIONS["timing"]

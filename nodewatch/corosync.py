@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from nodewatch.config import ClusterConfig, NodeConfig
-from nodewatch.lease import STAGGER_MS, Timing, TimingRow
+from nodewatch.lease import STAGGER_MS, PatientTiming, Timing, TimingRow
 
 MAGIC = b"hC"
 VERSION = 1
@@ -104,7 +104,7 @@ def recommended(token: int = TOKEN_MS) -> Totem:
 def recommended_timing(token: int = TOKEN_MS) -> Timing:
     """The default timing with a lease that bridges a change of corosync's membership."""
     needed = lease_needed_ms(Timing(), recommended(token))
-    return Timing(lease_ms=max(Timing().lease_ms, -(-needed // LEASE_STEP_MS) * LEASE_STEP_MS))
+    return PatientTiming(lease_ms=max(Timing().lease_ms, -(-needed // LEASE_STEP_MS) * LEASE_STEP_MS))
 
 
 def bridged_token(timing: Timing) -> int:
@@ -134,7 +134,8 @@ def violations(timing: Timing, totem: Totem) -> list[str]:
     is acknowledged by the next of others); a new one is acknowledged up to 0.5 after the silence (`NodeWatch` beats
     at once and again); and the gate was renewed up to 0.75 before the lease became too short for that: together
     3.25. The kernel may close the gate gate_lifetime_s after that renewal, which is gate_slack_ms before the lease
-    ends.
+    ends; and by then node watch closes it itself (R9, `PatientTiming`). Clocks are taken as true here: one that is
+    not costs availability only.
     """
     needed, beats = lease_needed_ms(timing, totem), _beats_ms(timing)
     if timing.lease_ms >= needed:
@@ -207,7 +208,11 @@ def table(timing: Timing, totem: Totem) -> list[TimingRow]:
         TimingRow("bar confirmed", best, worst + 2 * STAGGER_MS, "a majority promised: one round trip and one fsync"),
         TimingRow("its lease must have ended", guard - beat, max(guard, worst + 2 * STAGGER_MS), ended),
     ]
-    return rows + [row for row in timing.table() if row.phase.startswith("gate of ")]
+    shut = timing.shut_ms
+    cut = f"{shut} = lease_ms - gate_slack_ms after the last acknowledged heartbeat left, closed actively"
+    rows.append(TimingRow("gate of a cut-off node closes", max(0, shut - 2 * beat), shut, cut))
+    known = {row.phase for row in rows}
+    return rows + [row for row in timing.table() if row.phase.startswith("gate of ") and row.phase not in known]
 
 
 def render_conf(cluster: str, nodes: Sequence[NodeConfig], key_file: str, token: int = TOKEN_MS) -> str:

@@ -233,6 +233,16 @@ class Timing:
         ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatientTiming(Timing):
+    """For an engine that delivers nothing while it forms a new membership (`corosync.py`): what is silence with the
+    builtin engine is not with that one, so R9 waits until the kernel would shut the gates anyway."""
+
+    @property
+    def shut_ms(self) -> int:
+        return self.lease_ms - self.gate_slack_ms
+
+
 class OwnLease:
     """R3 for this node: which of my heartbeats did a majority acknowledge, and until when may I serve?
 

@@ -20,11 +20,11 @@ from nodewatch.config import ClusterConfig, NodeConfig
 from nodewatch.core import NodeWatch
 from nodewatch.corosync import Facts, recommended
 from nodewatch.engine import COROSYNC, Members, Packet
-from nodewatch.lease import Timing
+from nodewatch.lease import PatientTiming
 
 from .cluster_sim import SimNode, Simulation
 
-TIMING = Timing(lease_ms=2050)
+TIMING = PatientTiming(lease_ms=2050)
 TOTEM = recommended(400)
 LOOK_MS = 20.0
 """How often the stand-in looks for nodes and processes that came or went."""

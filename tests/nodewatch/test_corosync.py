@@ -55,6 +55,13 @@ def test_the_table_bounds_detection_by_token_and_consensus() -> None:
     assert (rows["detect"].best_ms, rows["detect"].worst_ms) == (480, TIMING.lease_ms)
     assert rows["its lease must have ended"].worst_ms == TIMING.guard_ms
     assert rows["gate of a hung daemon closes"] == TIMING.table()[-1]
+    assert rows["gate of a cut-off node closes"].worst_ms == TIMING.shut_ms == 1650
+    assert len(rows) == len(corosync.table(TIMING, corosync.recommended())), "no phase twice"
+
+
+def test_a_healthy_node_does_not_shut_its_gates_while_a_ring_is_formed() -> None:
+    longest = corosync.recommended().blackout_ms + 13 * TIMING.heartbeat_ms // 4
+    assert TIMING.shut_ms >= longest > Timing().shut_ms
 
 
 def test_silence_counts_by_the_engine() -> None:
