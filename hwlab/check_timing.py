@@ -138,8 +138,10 @@ def seen_phases(history: History, kind: str) -> Iterator[tuple[str, tuple[float,
 
 
 def first_recovery(history: History) -> Recovery | None:
-    done = [recovery for recovery in history.recoveries or () if not recovery.failed]
-    return min(done, key=lambda recovery: recovery.epoch, default=None)
+    """The recovery that answered the fault, if it was the first that came to its end."""
+    done = [recovery for recovery in history.recoveries or () if recovery.from_node == history.primary]
+    first = min(done, key=lambda recovery: recovery.epoch, default=None)
+    return None if first is None or first.failed else first
 
 
 def gate_shut(history: History) -> tuple[float, float] | None:

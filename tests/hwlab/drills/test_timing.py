@@ -94,6 +94,11 @@ def test_faults_of_which_the_table_does_not_speak_are_not_compared(history: Hist
         assert compare(with_fault(history, kind)) == ()
 
 
+def test_a_recovery_that_failed_or_answers_something_else_is_not_compared(history: Histories) -> None:
+    for other in (replace(recovery(), verdict="failed"), replace(recovery(), from_node="n2")):
+        assert rows(history(recoveries=(other, replace(recovery(), from_node="n2", epoch=6)))) == {}
+
+
 def test_without_the_table_nothing_is_known(history: Histories) -> None:
     assert judge(history(timing=None)).verdict is Verdict.UNKNOWN
     assert compare(history(timing=(TimingRow(phase="elect, if it led", best_ms=0, worst_ms=1),))) == ()
