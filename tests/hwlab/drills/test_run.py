@@ -96,6 +96,7 @@ class World:
         self.server, self.epoch = 1, 4
         self.recoveries: list[dict[str, object]] = []
         self.healed = 0
+        self.faults: list[str] = []
         self.disk = folder / "disk"
         self.disk.write_bytes(b"\0" * (4 << 20))
         self.fence_file = folder / "fenced"
@@ -156,6 +157,9 @@ class World:
         return started
 
     def fault(self, kind: str, host: str) -> None:
+        self.faults.append(f"{kind} {host}")
+        if kind in ("cut-from-nodes", "heal"):
+            (self.folder / "server").write_text("" if kind == "cut-from-nodes" else str(self.server))
         if kind == "pause" and self.flaw != "no takeover":
             # The client waits for the takeover: no other gap in its writes may be longer, however busy this machine is.
             self.load.send_signal(signal.SIGSTOP)
@@ -228,10 +232,12 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     monkeypatch.setattr("hwlab.run.HEALTHY_S", 0.3)
     monkeypatch.setattr("hwlab.run.POLL_S", 0.1)
 
-    def start(flaw: str = "", runs: int = 1, deadline_s: float = 10.0) -> tuple[Exit, World]:
+    monkeypatch.setattr("hwlab.run.SILENT_MS", 300.0)
+
+    def start(flaw: str = "", runs: int = 1, deadline_s: float = 10.0, text: str = DRILL) -> tuple[Exit, World]:
         folder = tmp_path / "drills"
         folder.mkdir(exist_ok=True)
-        (folder / "test.toml").write_text(DRILL.format(name="test", deadline=deadline_s))
+        (folder / "test.toml").write_text(text.format(name="test", deadline=deadline_s))
         monkeypatch.setattr(drills, "load_drill", lambda name, duration_s: drills_load(name, folder, duration_s))
         world = World(tmp_path, flaw)
         with (tmp_path / "progress").open("w") as out:
@@ -327,3 +333,71 @@ def test_a_drill_of_no_runs_or_no_such_name_is_refused_before_anything_is_done(t
             assert code is Exit.PRECONDITION
     assert world.healed == 0
     assert "there is no drill 'no-such'" in (tmp_path / "p").read_text()
+
+
+NOTHING_MOVES = """
+name = "{name}"
+title = "t"
+about = "a"
+duration_s = 0.5
+[load]
+warm_up_records = 5
+record_pause_ms = 2
+[[prepare]]
+fault = "clock-fast"
+on = "backup"
+[[step]]
+STEP
+[[step]]
+expect = "writes"
+count = 5
+deadline_s = {deadline}
+[end]
+server = "primary"
+recoveries_min = 0
+moves_max = 0
+"""
+FLAP = """flap = "primary"
+down_s = 0.1
+up_s = 0.1
+for_s = "duration"
+start = true
+"""
+NOBODY = """fault = "cut-from-nodes"
+on = "nodes"
+start = true
+[[step]]
+expect = "no-answer"
+deadline_s = {deadline}
+[[step]]
+fault = "heal"
+on = "nodes"
+"""
+
+
+def test_a_flapping_link_is_cut_and_healed_in_turn_after_what_was_prepared(
+    play: Callable[..., tuple[Exit, World]],
+) -> None:
+    _, world = play(text=NOTHING_MOVES.replace("STEP", FLAP))
+    first, *flaps = world.faults
+    assert first == "clock-fast n2"
+    assert len(flaps) >= 4 and flaps == ["cut n1", "heal n1"] * (len(flaps) // 2)
+    assert "not within" not in reasons(world)
+
+
+def test_that_nobody_serves_is_seen_by_the_asker(play: Callable[..., tuple[Exit, World]]) -> None:
+    _, world = play(text=NOTHING_MOVES.replace("STEP", NOBODY))
+    assert sorted(world.faults[1:3]) == ["cut-from-nodes n1", "cut-from-nodes n2"]
+    run = report(world)["runs"][0]  # type: ignore[index]
+    assert [c["met"] for c in run["conditions"] if c["what"].startswith("nobody answers")] == [True]
+    served = [(each["node"], each["answers"] > 0) for each in run["served"]]
+    assert served == [("n1", True)], "silence is no change of hands"
+
+
+def test_an_address_that_is_answered_all_the_time_fails_a_drill_that_wants_silence(
+    play: Callable[..., tuple[Exit, World]],
+) -> None:
+    text = NOTHING_MOVES.replace("STEP", NOBODY.replace("cut-from-nodes", "cut-in"))
+    code, world = play(text=text, deadline_s=0.6)
+    assert code is Exit.INVALID
+    assert "not within 1 s: nobody answers for the served address" in reasons(world)
