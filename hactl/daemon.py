@@ -141,6 +141,7 @@ class Daemon:
         self._scan_now = asyncio.Event()
         self._stop = asyncio.Event()
         self.failed = ""
+        self.standby = False
 
     @property
     def view(self) -> View:
@@ -237,7 +238,7 @@ class Daemon:
         self._handle(self.config.me, assign)
 
     def report(self) -> Report:
-        return Report(boot=self.boot, term=self.view.term, standby=False, volumes=self.volumes.reports())
+        return Report(boot=self.boot, term=self.view.term, standby=self.standby, volumes=self.volumes.reports())
 
     def facts(self) -> Facts:
         view = self.view
@@ -248,6 +249,10 @@ class Daemon:
             now_ms=self.clock.now_ms(),
             now_unix_ms=int(self.clock.unix_ms()),
         )
+
+    def view_age_ms(self) -> int:
+        """How old the picture is: node watch gives one on each change and once a second."""
+        return int(self.clock.now_ms()) - self._seen_ms
 
     def leads(self) -> bool:
         return self.view.leader == self.config.me
@@ -285,6 +290,12 @@ class Daemon:
         except RequestRefused as refused:
             reply = Reply(ident=request.ident, error=str(refused), result={})
         self._send(sender, reply)
+
+    def stand_by(self, wanted: bool) -> None:
+        """Let the leader move this node's volumes away and give it none, until told otherwise or started anew."""
+        self.standby = wanted
+        self.journal.say(f"standby {'wanted: volumes are moved away' if wanted else 'ended'}")
+        self._dirty.set()
 
     def rescan(self) -> None:
         """Look at the disks again, here and everywhere."""
@@ -336,7 +347,8 @@ class Daemon:
 
     async def _beat(self) -> None:
         while True:
-            self.nodewatch.beat()
+            held, lost = self.volumes.in_hand()
+            self.nodewatch.beat(held=held, lost=lost)
             for runtime in self.volumes.running():
                 runtime.tick()
             await asyncio.sleep(BEAT_S)

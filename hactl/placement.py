@@ -6,8 +6,9 @@ a majority (its lease then has a known end, which the taker waits out). A volume
 other configured node is cleared, or barred with a known wait. The word is no right to write: should two leaders
 ever give it twice, the disk lets one of them through (`fencing/`).
 
-A planned move is two words: nobody (the holder leaves), then the target. A node that failed is not asked again
-for the same volume until the others were tried and `RETRY_MS` passed.
+A planned move is two words: nobody (the holder leaves), then the target. In the same way a volume leaves a node that is
+on standby, once another is ready for it. A node that failed is not asked again for the same volume until the others
+were tried and `RETRY_MS` passed.
 """
 
 from __future__ import annotations
@@ -155,6 +156,8 @@ def _place(plan: Plan, volume: str, facts: Facts) -> tuple[Plan, str]:
     if wanted == "stopped":
         return _stop(plan, volume, facts), ""
     if word is not None and word.node and not _vacant(plan, volume, word, facts):
+        if _on_standby(word.node, facts) and candidates(plan, volume, facts):
+            return _put(plan, volume, "", cause=f"{word.node} is on standby", source=word.node), ""
         return plan, ""
     holder = _holder(volume, facts)
     if (word is None or not word.node) and holder and not facts.nodes[holder].barred:
@@ -162,6 +165,12 @@ def _place(plan: Plan, volume: str, facts: Facts) -> tuple[Plan, str]:
             return _put(plan, volume, holder, cause="found serving"), ""
         return plan, f"waiting for {holder} to leave"
     return _give(plan, volume, facts)
+
+
+def _on_standby(name: str, facts: Facts) -> bool:
+    """It asks for its volumes to be moved away, and is there to let them go in order."""
+    node = facts.nodes.get(name)
+    return node is not None and node.alive and not node.barred and node.report is not None and node.report.standby
 
 
 def _vacant(plan: Plan, volume: str, word: Assignment, facts: Facts) -> bool:

@@ -7,15 +7,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hactl import metrics
-from hactl.api import Api, Args
+from hactl.api import Api, Args, Verb
 from hactl.errors import RequestRefused
 from hactl.explain import explain_key
-from hactl.status import cluster_status
+from hactl.nodestatus import link_states, node_status
+from hactl.placement import NodeFacts
+from hactl.status import cluster_status, node_reasons
 
 if TYPE_CHECKING:
     from hactl.daemon import Daemon
 
-CHANGING = frozenset({"move", "start", "stop", "fence", "unfence", "rescan"})
+CHANGING = frozenset({"move", "start", "stop", "fence", "unfence", "rescan", "drain", "resume"})
 WATCH_S = 1.0
 WATCH_LINES = 12
 
@@ -29,6 +31,7 @@ class Verbs:
     def api(self) -> Api:
         verbs = {
             "status": self.status,
+            "nodes": self.nodes,
             "history": self.history,
             "keys": self.keys,
             "move": self.command("move"),
@@ -37,6 +40,8 @@ class Verbs:
             "fence": self.command("fence"),
             "unfence": self.command("unfence"),
             "rescan": self.rescan,
+            "drain": self.stand_by(True),
+            "resume": self.stand_by(False),
         }
         return Api(verbs, {"watch": self.watch, "events": self.events}, CHANGING)
 
@@ -66,6 +71,8 @@ class Verbs:
         )
         state["lease_left_ms"] = view.lease_left_ms
         state["evidence"] = {name: node.why for name, node in view.nodes.items()}
+        state["links"] = link_states(view)
+        state["watchdog"] = view.watchdog
         return state
 
     def _problems(self) -> list[str]:
@@ -77,10 +84,28 @@ class Verbs:
             for name in view.config_mismatch
         ]
         problems += list(view.conflict)
+        problems += [f"watchdog of {view.me}: {view.watchdog}"] if view.watchdog else []
         return problems
 
     async def status(self, args: Args) -> dict[str, Any]:
         return self.state()
+
+    async def nodes(self, args: Args) -> list[dict[str, Any]]:
+        """Each node and what the verdicts on it rest on."""
+        daemon = self._daemon
+        facts = daemon.facts()
+        return [
+            node_status(
+                daemon.view,
+                name,
+                number=number,
+                seen_ms_ago=daemon.view_age_ms(),
+                reasons=node_reasons(facts.nodes[name]),
+                phases=_phases(facts.nodes[name]),
+            )
+            for name, number in sorted(daemon.config.numbers.items(), key=lambda item: item[1])
+            if name in daemon.view.nodes
+        ]
 
     async def history(self, args: Args) -> list[dict[str, Any]]:
         kept = self._daemon.records.history()
@@ -125,6 +150,13 @@ class Verbs:
 
         return run
 
+    def stand_by(self, wanted: bool) -> Verb:
+        async def run(args: Args) -> dict[str, str]:
+            self._daemon.stand_by(wanted)
+            return {}
+
+        return run
+
     async def rescan(self, args: Args) -> dict[str, str]:
         self._daemon.rescan()
         return {}
@@ -145,3 +177,8 @@ class Verbs:
         else:
             for entry in self._daemon.journal.since(0):
                 yield asdict(entry)
+
+
+def _phases(node: NodeFacts) -> dict[str, str]:
+    volumes = node.report.volumes if node.report is not None else {}
+    return {name: report.phase for name, report in sorted(volumes.items())}

@@ -191,6 +191,13 @@ class VolumeSet:
             gate_lifetime_s=self.config.timing.gate_lifetime_s,
         )
 
+    def in_hand(self) -> tuple[int, int]:
+        """(held, lost): volumes that this node has in hand and whose disk is its own; and those that it lost and has
+        not let go yet. For node watch's watchdog."""
+        busy = [each.runtime.machine for each in self.seen.values() if each.runtime.machine.phase in controller.HOLDING]
+        lost = sum(machine.lost for machine in busy)
+        return len(busy) - lost, lost
+
     def reports(self) -> dict[str, VolumeReport]:
         return {name: self._report(each) for name, each in sorted(self.seen.items())}
 

@@ -102,9 +102,10 @@ class NodeWatchClient:
             raise ValueError(f"a message body may have {MAX_BODY_BYTES} bytes, this one has {size}: send it in parts")
         self._put({"t": "send", "to": to, "body": body})
 
-    def beat(self) -> None:
-        """Must be called every 250 ms; see Timing.daemon_hang_ms."""
-        self._put({"t": "beat"})
+    def beat(self, *, held: int = 0, lost: int = 0) -> None:
+        """Must be called every 500 ms; see Timing.daemon_hang_ms. `held`: volumes in hand whose disk is our own;
+        `lost`: volumes that were lost and could not be let go yet. Only the watchdog asks for them."""
+        self._put({"t": "beat", "held": held, "lost": lost})
 
     def gate(self, volume: str, fd: int, renew: bytes, close: bytes) -> None:
         """Hand over a gate: `renew` and `close` are whole netlink messages that node watch writes to `fd` (a

@@ -27,8 +27,10 @@ from nodewatch import keyring
 from nodewatch._corosync import CorosyncEngine
 from nodewatch._gate import BadGate, Gate
 from nodewatch._ipc import Connection, Listener, encode
+from nodewatch._links import LinkMonitor
 from nodewatch._stable import StableFile, StableWriter
 from nodewatch._udp import UdpLink
+from nodewatch._watchdog import WatchdogDevice, WatchdogUnusable
 from nodewatch.config import ClusterConfig, ConfigError, NodeConfig, parse_config
 from nodewatch.core import NodeWatch
 from nodewatch.engine import COROSYNC, Engine, EngineRefused, EngineUnreachable, Members, Note, Packet
@@ -139,6 +141,9 @@ class Service:
         self._send_errors_said_ms: int | None = None
         for warning in config.warnings():
             log(warning, serious=True)
+        self._monitor: LinkMonitor | None = None
+        # Last: from here on the host is reset if this process does not go on.
+        self._device = _open_watchdog(config)
         log(f"node={me.name} number={me.number} generation={restored.generation} term={restored.term} started")
 
     def run(self) -> None:
@@ -147,14 +152,14 @@ class Service:
             signal.signal(signum, self._signalled)
         register = self._selector.register
         for number, link in enumerate(self._links):
-            if link is not None:
-                register(link, selectors.EVENT_READ, functools.partial(self._datagram, number, link))
+            self._listen(number, link)
         if self._engine is not None:
             register(self._engine, selectors.EVENT_READ, functools.partial(self._arrived, self._engine))
         register(self._wake_fd, selectors.EVENT_READ, self._woken)
         register(self._listener, selectors.EVENT_READ, self._connect)
         if self._options.realtime:
             _become_punctual()
+        self._watch_links()
         gc.collect()
         gc.freeze()
         _tell_systemd("READY=1")
@@ -185,6 +190,7 @@ class Service:
         if self._engine is not None:
             self._engine.close()
         self._listener.close()
+        self._forget_links()
         log("stopped")
 
     # --- events in ------------------------------------------------------------------------------------------------
@@ -198,6 +204,52 @@ class Service:
         written = self._writer.take()
         if written is not None:
             self._feed(ev.Persisted(now_ms=clock_ms(), stable=written))
+
+    def _listen(self, number: int, link: UdpLink | None) -> None:
+        if link is None:
+            trouble = f"cannot listen on {self._me.addresses[number]}"
+            self._feed(ev.LinkChanged(now_ms=clock_ms(), link=number, trouble=trouble))
+        else:
+            self._selector.register(link, selectors.EVENT_READ, functools.partial(self._datagram, number, link))
+
+    def _look_at_links(self) -> None:
+        assert self._monitor is not None
+        told = self._monitor.take()
+        if told is None:
+            log("the state of the heartbeat links is not watched any more: that process ended", serious=True)
+            self._forget_links()
+            told = {number: "" for number, link in enumerate(self._links) if link is not None}
+        for number, trouble in told.items():
+            self._link_changed(number, trouble)
+
+    def _link_changed(self, number: int, trouble: str) -> None:
+        """A link that could not be listened on at the start is tried again when the kernel has nothing against it."""
+        if not trouble and self._links[number] is None:
+            try:
+                link = self._links[number] = _open_link(self._config, self._me, number)
+            except OSError as error:
+                trouble = f"cannot listen on {self._me.addresses[number]}: {error.strerror}"
+            else:
+                self._listen(number, link)
+        self._feed(ev.LinkChanged(now_ms=clock_ms(), link=number, trouble=trouble))
+
+    def _watch_links(self) -> None:
+        """Also anew, when there are other peers to have a route to. An engine watches its links itself."""
+        self._forget_links()
+        if self._engine is not None:
+            return
+        try:
+            self._monitor = LinkMonitor(self._config, self._me)
+        except OSError as error:
+            log(f"the state of the heartbeat links is not watched: {error.strerror}", serious=True)
+        else:
+            self._selector.register(self._monitor, selectors.EVENT_READ, self._look_at_links)
+
+    def _forget_links(self) -> None:
+        if self._monitor is not None:
+            self._selector.unregister(self._monitor)
+            self._monitor.close()
+            self._monitor = None
 
     def _datagram(self, number: int, link: UdpLink) -> None:
         received = link.receive()
@@ -260,7 +312,8 @@ class Service:
             return
         match kind:
             case "beat":
-                self._feed(ev.DaemonBeat(now_ms=now))
+                held, lost = (None if message.get(key) is None else int(message[key]) for key in ("held", "lost"))
+                self._feed(ev.DaemonBeat(now_ms=now, held=held, lost=lost))
             case "send":
                 body = encode(_object(message["body"]))
                 self._feed(ev.MessageWanted(now_ms=now, to=str(message["to"]), message=body))
@@ -358,10 +411,16 @@ class Service:
                     for number, link in enumerate(self._links):
                         if link is not None:
                             link.configure(_peers_of(effect.config, self._me, number))
+                    self._watch_links()
                 case ev.Race() | ev.WatchWitness():
                     self._tell_daemon(encode(witness_order(effect)))
                 case ev.Publish():
                     self._publish()
+                case ev.Pat():
+                    self._pat()
+                case ev.Disarm():
+                    if self._device is not None:
+                        self._device.disarm()
                 case ev.Log():
                     log(effect.text, effect.serious)
 
@@ -375,6 +434,14 @@ class Service:
                 link.send(effect.to, effect.datagram)
                 if link.send_errors:
                     self._say_send_errors(link)
+
+    def _pat(self) -> None:
+        if self._device is None:
+            return
+        try:
+            self._device.pat()
+        except OSError as error:
+            log(f"watchdog not patted: {error.strerror}", serious=True)
 
     def _renew_gates(self, effect: ev.RenewGates) -> dict[str, bool]:
         results = {}
@@ -490,6 +557,17 @@ def _bind(config: ClusterConfig, me: NodeConfig) -> list[UdpLink | None]:
         if time.monotonic() >= give_up:
             raise StartError(f"cannot listen on {trouble}; is this host really {me.name}, and is its network up?")
         time.sleep(0.2)
+
+
+def _open_watchdog(config: ClusterConfig) -> WatchdogDevice | None:
+    if config.watchdog is None:
+        return None
+    try:
+        device = WatchdogDevice(config.watchdog, config.timing.watchdog_s)
+    except WatchdogUnusable as error:
+        raise StartError(f"{error}; or remove the section") from error
+    log(f"watchdog {config.watchdog} ({device.identity}) armed: {device.timeout_s} s")
+    return device
 
 
 def _become_punctual() -> None:

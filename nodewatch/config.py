@@ -34,6 +34,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "network": ("port",),
     "metrics": ("listen",),
     "witness": ("wwids",),
+    "watchdog": ("device",),
 }
 WITNESS_LUNS_MAX = 5
 _WWID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/ -]{0,127}")
@@ -86,6 +87,9 @@ class ClusterConfig:
     """Digest, in hex, of the configuration that this one came from by one change; "" = by none."""
     keys: tuple[str, ...] = ()
     """Ids of the cluster keys that are accepted; frames are sealed under the first. () = the key file's first key."""
+    watchdog: str | None = None
+    """The device; None = no watchdog. A matter of each host: not part of the digest."""
+
     witness: tuple[str, ...] = ()
     """WWIDs of the LUNs that have one vote together, ascending: `arbitration.py`."""
     engine: str = BUILTIN
@@ -192,6 +196,7 @@ class _Reader:
             keys=self._keys(cluster),
             witness=self._witness(nodes),
             engine=engine,
+            watchdog=self._watchdog(),
         )
         self._check_timing(timing, witness=bool(config.witness))
         return config
@@ -373,6 +378,12 @@ class _Reader:
         return self._text(
             "metrics", 0, table, "listen", _is_endpoint, '":PORT" (the node\'s own address) or "ADDRESS:PORT"'
         )
+
+    def _watchdog(self) -> str | None:
+        table = self._table("watchdog")
+        if not table and "watchdog" not in self._document:
+            return None
+        return self._text("watchdog", 0, table, "device", _is_path, "an absolute path, as /dev/watchdog0")
 
     def _table(self, section: str, required: bool = False) -> dict[str, Any]:
         table = self._document.get(section)

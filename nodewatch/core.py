@@ -65,6 +65,7 @@ from nodewatch.quorum import majority
 from nodewatch.show import Scene, show
 from nodewatch.stable import Stable
 from nodewatch.view import GateState, View
+from nodewatch.watchdog import Condition, Watchdog
 from nodewatch.wire import MALFORMED, Cipher
 from nodewatch.witnessing import Witnessing
 
@@ -162,6 +163,7 @@ class NodeWatch:
         )
         self._daemon = DaemonWatch(timing)
         self._daemon_state = Daemon.ABSENT
+        self._watchdog = Watchdog(timing.watchdog_s * 1000, now_ms) if config.watchdog else None
         self._scene = Scene(
             me=me,
             nodes=config.nodes,
@@ -212,9 +214,13 @@ class NodeWatch:
                 self._take_group(event)
             case ev.Tick():
                 self._take_time(now)
+            case ev.LinkChanged():
+                self._take_link(event)
             case ev.DaemonBeat():
                 self._daemon.beat(now)
                 self._settle_daemon(now)
+                if self._watchdog is not None and event.held is not None and event.lost is not None:
+                    self._watchdog.told(event.held, event.lost)
             case ev.GatesRenewed():
                 self._take_renewed(event)
             case ev.GatesClosed():
@@ -252,6 +258,8 @@ class NodeWatch:
             case ev.Farewell():
                 self._beat(now, goodbye=True)
                 self._beat(now, goodbye=True)
+                if self._watchdog is not None and self._condition(self._watchdog, now).clean:
+                    self._out.append(ev.Disarm())
                 return self._flush()
             case _ as unreachable:
                 assert_never(unreachable)
@@ -259,6 +267,8 @@ class NodeWatch:
             self._settle(now)
         self._serve(now)
         self._speak(now)
+        if self._watchdog is not None:
+            self._guard(self._watchdog, now)
         return self._flush()
 
     def deadline_ms(self) -> int:
@@ -294,6 +304,7 @@ class NodeWatch:
             daemon=self._daemon_state,
             membership=self._membership,
             witness=self._witness.show(now_ms),
+            watchdog=None if self._watchdog is None else self._watchdog.words(now_ms),
         )
 
     # --- from the network -----------------------------------------------------------------------------------------
@@ -324,6 +335,18 @@ class NodeWatch:
                 self._take_heartbeat(peer, admitted, now)
         except Malformed:
             admission.drop(MALFORMED, event.source, now)
+
+    def _take_link(self, event: ev.LinkChanged) -> None:
+        """A link that works again is spoken on at once. One that does not is no reason to stop: a short lapse would
+        interrupt the service for nothing, and the lease ends in time by itself."""
+        if not self._links.changed(event.link, event.trouble):
+            return
+        self._changed = True
+        self._urgent |= not event.trouble
+        name = f"link {event.link + 1} ({self._me.addresses[event.link]})"
+        self._log(f"{name} {f'down: {event.trouble}' if event.trouble else 'up'}", serious=bool(event.trouble))
+        if self._links.cut_off:
+            self._log("this node is cut off: none of its heartbeat links works", serious=True)
 
     def _new_process(self, peer: Peer) -> None:
         session = self._admission.session(peer.config.number)
@@ -720,6 +743,24 @@ class NodeWatch:
         """R9: when the newest acknowledgement is too old to go on; the end of the lease if `now` is after that."""
         early_ms = self._lease.end_ms - self._timing.lease_ms + self._timing.shut_ms
         return early_ms if now < early_ms else self._lease.end_ms
+
+    def _condition(self, watchdog: Watchdog, now: int) -> Condition:
+        return Condition(
+            lease=self._lease.left_ms(now) > 0 and not self._must_not_serve(),
+            shut=self._gates.all_shut(now),
+            daemon=self._daemon_state,
+            held=watchdog.held,
+            lost=watchdog.lost,
+        )
+
+    def _guard(self, watchdog: Watchdog, now: int) -> None:
+        """The rules of `watchdog.py`."""
+        before = watchdog.objection
+        if watchdog.due(self._condition(watchdog, now), now):
+            self._out.append(ev.Pat())
+        if watchdog.objection != before:
+            self._changed = True
+            self._log(f"watchdog {watchdog.words(now) or 'patted again'}", serious=bool(watchdog.objection))
 
     def _take_renewed(self, event: ev.GatesRenewed) -> None:
         late = self._gates.renewed(event.results, event.now_ms, self._lease.end_ms)

@@ -40,6 +40,15 @@ class GroupChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinkChanged:
+    """This host's kernel says of a heartbeat link what keeps it from working; "" = nothing (any more)."""
+
+    now_ms: int
+    link: int
+    trouble: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Persisted:
     """`stable` is on the disk, fsync done."""
 
@@ -52,6 +61,10 @@ class DaemonBeat:
     """hactld said hello or beat."""
 
     now_ms: int
+    held: int | None = None
+    """Volumes that it has in hand and whose disk is its own; None = it did not say."""
+    lost: int | None = None
+    """Volumes that it lost and could not let go yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +218,7 @@ Event = (
     Tick
     | Datagram
     | GroupChanged
+    | LinkChanged
     | Persisted
     | DaemonBeat
     | DaemonGone
@@ -297,6 +311,16 @@ class Publish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pat:
+    """Pat the watchdog."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disarm:
+    """The watchdog is needed no more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     """One line for people. `serious`: something is wrong that somebody must mend."""
 
@@ -304,4 +328,17 @@ class Log:
     serious: bool = False
 
 
-Effect = Transmit | Persist | RenewGates | CloseGates | Deliver | Configured | Race | WatchWitness | Publish | Log
+Effect = (
+    Transmit
+    | Persist
+    | RenewGates
+    | CloseGates
+    | Deliver
+    | Configured
+    | Race
+    | WatchWitness
+    | Publish
+    | Pat
+    | Disarm
+    | Log
+)

@@ -146,6 +146,12 @@ class Timing:
         """How old the newest acknowledged heartbeat may be for a gate to be renewed."""
         return self.lease_ms - self.gate_ms
 
+    @property
+    def watchdog_s(self) -> int:
+        """The watchdog resets a node that should have stopped and did not for so long. Until then each part had its
+        chance: a new node watch to hold a lease again, a hung hactld to be noticed, a restarted one to come back."""
+        return math.ceil((self.guard_ms + self.daemon_hang_ms + self.daemon_restart_ms) / 1000)
+
     def violations(self) -> list[str]:
         """Every promise that these values break, with its arithmetic; empty = they are good."""
         found = [
@@ -219,6 +225,10 @@ class Timing:
             f"renewed up to {self.renewable_ms} after the last acknowledged heartbeat left, stays up to {self.gate_ms}"
         )
         cut = f"{self.shut_ms} = overdue_ms + heartbeat_ms after the last acknowledged heartbeat left, closed actively"
+        reset = (
+            f"guard_ms + daemon_hang_ms + daemon_restart_ms = {guard} + {self.daemon_hang_ms} + "
+            f"{self.daemon_restart_ms} in whole seconds after it should have stopped; patted once a second until then"
+        )
         hang = f"no beat for daemon_hang_ms = {self.daemon_hang_ms}, then closed actively"
         return [
             TimingRow("detect", best, self.overdue_ms, silence),
@@ -230,6 +240,7 @@ class Timing:
             TimingRow("gate of a cut-off node closes", max(0, self.shut_ms - 2 * beat), self.shut_ms, cut),
             TimingRow("gate of a stopped node watch closes", max(0, life - beat), self.lease_ms, gate),
             TimingRow("gate of a hung daemon closes", self.daemon_hang_ms - beat, self.daemon_hang_ms, hang),
+            TimingRow("watchdog resets who cannot stop", (self.watchdog_s - 1) * 1000, self.watchdog_s * 1000, reset),
         ]
 
 

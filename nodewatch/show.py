@@ -65,6 +65,7 @@ def show(
     daemon: Daemon,
     membership: Membership,
     witness: dict[str, Any],
+    watchdog: str | None = None,
 ) -> View:
     """The picture at `now_ms`."""
     ordered = sorted(scene.nodes, key=lambda node: node.number)
@@ -93,6 +94,7 @@ def show(
         drops=dict(scene.admission.drops),
         config=_config(scene, membership, now_ms),
         witness=witness,
+        watchdog=watchdog,
     )
 
 

@@ -138,6 +138,8 @@ class View:
     witness: Mapping[str, Any] = field(default_factory=dict)
     """{} = none is configured. state (idle | racing | using | lost), epoch and checked_ms_ago while this node uses it,
     used_by (names), luns ({wwid, epoch, claimed_by}), problem, waits_for; the last two "" = nothing."""
+    watchdog: str | None = None
+    """Of this host. None = off; "" = armed and patted; else why it is not patted, and when it resets the host."""
 
 
 def to_json(view: View) -> dict[str, Any]:

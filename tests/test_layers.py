@@ -15,7 +15,7 @@ TOUCHING = {
     "asyncio", "ctypes", "fcntl", "mmap", "multiprocessing", "os", "select", "selectors", "signal",
     "socket", "subprocess", "threading", "time", "pyroute2", "pyudev",
 }  # fmt: skip
-PURE_HACTL = ("controller", "placement", "messages", "status", "explain", "members", "leader")
+PURE_HACTL = ("controller", "placement", "messages", "status", "explain", "members", "leader", "nodestatus")
 
 
 def pure_modules() -> list[Path]:

@@ -32,7 +32,8 @@ def status(state: dict[str, Any]) -> str:
     """The whole cluster at a glance: what is wrong comes last, where the eye stays."""
     parts = [
         f"cluster {state['cluster']}   leader {state['leader'] or '-'} (term {state['term']})   "
-        f"quorum {'yes' if state['quorum'] else 'NO'}   seen from {state['me']}",
+        f"quorum {'yes' if state['quorum'] else 'NO'}   seen from {state['me']} "
+        f"(watchdog {'off' if state.get('watchdog') is None else 'on'})",
         "",
         volumes(state["volumes"]),
         "",
@@ -77,8 +78,32 @@ def volumes(each: list[dict[str, Any]]) -> str:
 
 
 def nodes(each: list[dict[str, Any]]) -> str:
-    head = ("NODE", "NUMBER", "STATE", "DAEMON", "READY")
-    return table(head, [(n["name"], n["number"], n["state"], n["daemon"], n["ready"]) for n in each])
+    head = ("NODE", "NUMBER", "STATE", "DAEMON", "READY", *(["LINKS"] if any("links" in n for n in each) else []))
+    rows = [
+        (n["name"], n["number"], n["state"], n["daemon"], n["ready"], " ".join(n.get("links", [])))[: len(head)]
+        for n in each
+    ]
+    return table(head, rows)
+
+
+def node(one: dict[str, Any]) -> str:
+    """Everything about one node: verdicts in words, then its links, then its volumes."""
+    lines = [
+        f"node {one['name']} (number {one['number']})   {one['state']}   seen from {one['seen_from']} "
+        f"{one['seen_ms_ago']} ms ago",
+        "",
+        *[f"  {verdict}" for verdict in one["verdicts"]],
+        f"  generation {one['generation']}" + (f", round trip {one['rtt_ms']:g} ms" if one["rtt_ms"] else ""),
+        *[f"  not ready: {reason}" for reason in one["reasons"]],
+        *[f"  volume {volume}: {phase}" for volume, phase in one["volumes"].items()],
+    ]
+    head = ("LINK", "FROM", "TO", "STATE", "HEARD ms ago", "RTT ms", "LOSS %", "HEARS US", "")
+    rows = [
+        (k["link"], k.get("from"), k["address"], k["state"], k["heard_ms_ago"], k["rtt_ms"], k["loss_percent"],
+         k["hears_us"], k["why"])
+        for k in one["links"]
+    ]  # fmt: skip
+    return "\n".join([*lines, "", table(head, rows)])
 
 
 def history(each: list[dict[str, Any]]) -> str:

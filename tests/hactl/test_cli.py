@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from hactl.cli import client, clustercmd
+from hactl.cli import client, clustercmd, nodecmd
 from hactl.cli.main import main
 from hactl.errors import OutcomeUnknown
+from hactl.nodestatus import node_status
 from nodewatch.config import parse_config
 from nodewatch.corosync import recommended, violations
 from nodewatch.engine import EngineUnreachable
+
+from .test_nodestatus import VIEW
 
 
 @pytest.fixture
@@ -56,6 +59,7 @@ STATE: dict[str, Any] = {
     "quorum": True,
     "problems": [],
     "evidence": {"n1": "this node"},
+    "links": {"n1": ["up", "down"]},
     "nodes": [{"name": "n1", "number": 1, "state": "alive", "daemon": "ok", "ready": True, "reasons": []}],
     "volumes": [
         {
@@ -76,9 +80,20 @@ STATE: dict[str, Any] = {
 }
 
 
+NODE = node_status(VIEW, "n2", number=2, seen_ms_ago=40, reasons=["not heard"], phases={"v1": "backup"})
+
+
 def test_without_a_daemon_every_command_says_so_with_its_own_exit_code(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(client.stream, "__defaults__", (str(tmp_path / "none"), None))
-    for args in (["status"], ["volume", "list"], ["node", "list"], ["keys"], ["history"], ["events"]):
+    for args in (
+        ["status"],
+        ["volume", "list"],
+        ["node", "list"],
+        ["node", "show", "n1"],
+        ["keys"],
+        ["history"],
+        ["events"],
+    ):
         result = run(*args)
         assert result.exit_code == 4
         assert "systemctl start hactld" in result.output
@@ -107,6 +122,58 @@ def test_an_unknown_volume_or_node_is_a_usage_error(daemon: dict[str, Any]) -> N
         result = run(*args)
         assert result.exit_code == 2
         assert "9" in result.output
+
+
+def test_a_node_list_shows_the_state_of_each_link(daemon: dict[str, Any]) -> None:
+    daemon["status"] = {"ok": True, "result": STATE}
+    assert "up down" in run("node", "list").output
+    assert json.loads(run("node", "list", "--json").output)[0]["links"] == ["up", "down"]
+
+
+def test_a_node_show_has_its_verdicts_and_links(daemon: dict[str, Any]) -> None:
+    daemon["nodes"] = {"ok": True, "result": [NODE]}
+    output = run("node", "show", "n2").output
+    for text in ("n3 heard it 12 ms ago", "promised by n1, n3", "silent", "192.0.2.12", "volume v1: backup"):
+        assert text in output
+    assert json.loads(run("node", "show", "n2", "--json").output) == json.loads(json.dumps(NODE))
+
+
+def test_a_node_show_of_an_unknown_node_is_a_usage_error(daemon: dict[str, Any]) -> None:
+    daemon["nodes"] = {"ok": True, "result": [NODE]}
+    result = run("node", "show", "n9")
+    assert result.exit_code == 2
+    assert "there are n2" in result.output
+
+
+def served(server: str, following: str | None) -> dict[str, Any]:
+    phases = {"n1": "serving" if server == "n1" else "standby", "n2": "serving" if server == "n2" else "standby"}
+    volume = {**STATE["volumes"][0], "server": server, "next": following, "phases": phases}
+    return {"ok": True, "result": {**STATE, "volumes": [volume]}}
+
+
+def test_a_drain_ends_when_this_node_has_nothing_in_hand(daemon: dict[str, Any]) -> None:
+    daemon.update(drain={"ok": True, "result": {}}, status=served("n2", None))
+    result = run("node", "drain")
+    assert result.exit_code == 0, result.output
+    assert "n1 is on standby and has no volume" in result.output
+
+
+def test_a_drain_that_nobody_can_take_over_is_refused_and_undone(
+    daemon: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodecmd, "HOPELESS_S", 0.2)
+    daemon.update(drain={"ok": True, "result": {}}, resume={"ok": True, "result": {}}, status=served("n1", None))
+    result = run("node", "drain")
+    assert result.exit_code == 1
+    assert "no other node is ready to take v1; n1 goes on" in result.output
+    assert run("node", "resume").exit_code == 0
+
+
+def test_a_drain_that_takes_too_long_says_what_is_left(daemon: dict[str, Any]) -> None:
+    daemon.update(drain={"ok": True, "result": {}}, status=served("n1", "n2"))
+    result = run("node", "drain", "--timeout", "0.2")
+    assert result.exit_code == 3
+    assert "n1 still has v1" in result.output
 
 
 def test_fencing_shows_its_plan_and_asks_first(daemon: dict[str, Any]) -> None:

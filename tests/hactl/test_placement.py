@@ -240,3 +240,30 @@ def test_a_node_that_is_heard_but_hears_nobody_is_barred_at_once_even_without_a_
     decision = decide(facts(n1=barred, n2=node(), n3=node()), before)
     word = decision.plan.table["v1"]
     assert (word.node, word.wait_ms, word.cause) == ("n2", 700, "n1 hears nobody and is barred")
+
+
+def standing_by(report: VolumeReport) -> NodeFacts:
+    return replace(node(report), report=Report(boot="b", term=3, standby=True, volumes={"v1": report}))
+
+
+def test_a_node_on_standby_lets_its_volume_go_and_another_gets_it() -> None:
+    plan = decide(facts(**SERVED)).plan
+    leaving = {**SERVED, "n1": standing_by(volume("serving"))}
+    decision = decide(facts(**leaving), plan)
+    word = decision.plan.table["v1"]
+    assert (word.node, word.source, word.stop, word.cause) == ("", "n1", False, "n1 is on standby")
+    assert decide(facts(**leaving), decision.plan).plan.table["v1"] == word
+    left = {**SERVED, "n1": standing_by(volume())}
+    assert decide(facts(**left), decision.plan).plan.table["v1"].node == "n2"
+
+
+def test_a_node_on_standby_keeps_its_volume_while_nobody_else_is_ready() -> None:
+    alone = {"n1": standing_by(volume("serving")), "n2": node(volume(ready=False)), "n3": standing_by(volume())}
+    plan = decide(facts(**alone)).plan
+    assert decide(facts(**alone), plan).plan.table["v1"].node == "n1"
+
+
+def test_a_node_on_standby_that_is_silent_is_not_waited_for_in_order() -> None:
+    plan = decide(facts(**SERVED)).plan
+    silent = replace(standing_by(volume("serving")), alive=False)
+    assert decide(facts(**{**SERVED, "n1": silent}), plan).plan.table["v1"].node == "n1"

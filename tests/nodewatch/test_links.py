@@ -163,3 +163,53 @@ def test_a_copy_on_the_same_link_or_from_another_address_is_dropped_and_a_copy_i
     assert view(one).nodes["n2"].heard_ms_ago == silent
     inject("10.0.1.2", 1)
     assert view(one).drops == {REPLAYED: 2, WRONG_SOURCE: 2}
+
+
+# --- what the kernel says -----------------------------------------------------------------------------------------
+
+
+def change(node: SimNode, link: int, trouble: str) -> None:
+    node.feed(ev.LinkChanged(now_ms=node.clock(), link=link, trouble=trouble))
+
+
+def test_a_link_that_is_down_here_is_known_at_once_and_carries_no_letters() -> None:
+    sim = settled()
+    one = sim.nodes[1]
+    change(one, 0, "eth0 has no carrier")
+    seen = view(one)
+    assert (seen.nodes["n1"].links[0].state, seen.nodes["n1"].links[0].why) == ("down", "eth0 has no carrier")
+    assert seen.nodes["n2"].links[0].state == "down"
+    assert one.watch is not None
+    one.feed(ev.MessageWanted(now_ms=one.clock(), to="n2", message=b"x"))
+    effects = one.watch.step(ev.MessageWanted(now_ms=one.clock(), to="n3", message=b"x"))
+    assert [effect.link for effect in effects if isinstance(effect, ev.Transmit) and effect.link is not None] == [1]
+    sim.run_until(sim.now + 5000)
+    assert sim.settled() is None
+    change(one, 0, "")
+    assert view(one).nodes["n2"].links[0].state == "up"
+
+
+def test_a_link_that_comes_back_is_spoken_on_at_once() -> None:
+    sim = settled()
+    one = sim.nodes[1]
+    assert one.watch is not None
+    change(one, 1, "eth1 is down")
+    sim.run_until(sim.now + 33)
+    effects = one.watch.step(ev.LinkChanged(now_ms=one.clock(), link=1, trouble=""))
+    assert [effect.to for effect in effects if isinstance(effect, ev.Transmit)] == [(2, 3)]
+    again = one.watch.step(ev.LinkChanged(now_ms=one.clock(), link=1, trouble=""))
+    assert not [effect for effect in again if isinstance(effect, ev.Transmit)]
+
+
+def test_a_node_without_any_link_says_that_it_is_cut_off_and_stops_only_when_its_lease_ends() -> None:
+    sim = settled()
+    one = sim.nodes[1]
+    for link in (0, 1):
+        change(one, link, f"eth{link} has no carrier")
+        sim.network.link_cuts.update((a, b, link) for a in sim.nodes for b in sim.nodes if 1 in (a, b))
+    assert "cut off: eth0 has no carrier; eth1 has no carrier" in view(one).nodes["n1"].why
+    assert any("cut off" in line for line in sim.transcript)
+    assert one.gate_open()
+    sim.run_until(sim.now + 3000)
+    assert not one.gate_open()
+    assert "no link of its own works" in view(one).nodes["n2"].why

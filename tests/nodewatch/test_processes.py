@@ -48,6 +48,10 @@ class Node:
         return f"127.0.77.{self.number}"
 
     @property
+    def second_address(self) -> str:
+        return f"127.0.78.{self.number}"
+
+    @property
     def socket(self) -> str:
         return str(self.home / "run" / "nodewatch.sock")
 
@@ -85,7 +89,7 @@ class Node:
 
 
 class Cluster:
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, links: int = 1) -> None:
         (home / "key").write_text(KEY.hex())
         (home / "key").chmod(0o600)
         text = f'[cluster]\nname = "test"\nuuid = "{UUID}"\nkey_file = "{home}/key"\n[network]\nport = {PORT}\n'
@@ -94,7 +98,8 @@ class Cluster:
             own = home / f"n{number}"
             own.mkdir()
             node = Node(f"n{number}", number, own, home / "hactl.toml")
-            text += f'[[node]]\nname = "{node.name}"\nnumber = {number}\naddress = "{node.address}"\n'
+            addresses = [node.address, node.second_address][:links]
+            text += f'[[node]]\nname = "{node.name}"\nnumber = {number}\naddresses = {json.dumps(addresses)}\n'
             self.nodes.append(node)
         (home / "hactl.toml").write_text(text)
 
@@ -139,8 +144,8 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def running(home: Path) -> AsyncIterator[Cluster]:
-    cluster = Cluster(home)
+async def running(home: Path, links: int = 1) -> AsyncIterator[Cluster]:
+    cluster = Cluster(home, links)
     beats = asyncio.ensure_future(cluster.beat())
     try:
         await cluster.start()
@@ -347,3 +352,19 @@ def test_a_start_that_cannot_be_right_is_refused_in_one_line(tmp_path: Path) -> 
     refused("copy it from another node", "--node", "n1")
     assert not (tmp_path / "s").exists(), "nothing was changed"
     assert cluster.nodes
+
+
+def test_two_links_are_both_listened_on_and_seen(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path, links=2) as cluster:
+            for node in cluster.nodes:
+                others = [other.name for other in cluster.nodes if other is not node]
+
+                def heard(node: Node = node, others: list[str] = others) -> bool:
+                    links = [link for name in others for link in node.view.nodes[name].links]
+                    return len(links) == 4 and all(link.state == "up" and link.hears_us for link in links)
+
+                await cluster.until("both links up", heard)
+            assert not any(node.view.drops for node in cluster.nodes)
+
+    asyncio.run(story())
