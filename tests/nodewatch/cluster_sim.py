@@ -455,6 +455,8 @@ def _strike(sim: Simulation) -> None:
     kinds = ["kill", "kill", "power", "pause", "mute", "deaf", "isolate", "loss", "slow", "hang", "gone"]
     if sim.luns:
         kinds += ["split", "split", "split", "storage"]
+    if sim.config.links > 1:
+        kinds += ["link", "link", "cable", "cable"]
     kind = draw.choice(kinds)
     sim.note(node, f"*** {kind} for {lasts:.0f} ms")
     match kind:
@@ -484,6 +486,20 @@ def _strike(sim: Simulation) -> None:
                     _cut(sim, (one, other), lasts)
                 if one_way != 1:
                     _cut(sim, (other, one), lasts)
+        case "link":
+            link = draw.randrange(sim.config.links)
+            ends = list(sim.nodes) if draw.random() < 0.5 else [node.number]
+            for one in ends:
+                for other in sim.nodes:
+                    if draw.random() < 0.8:
+                        _cut_link(sim, draw.choice(((one, other, link), (other, one, link))), lasts)
+        case "cable":
+            link = draw.randrange(sim.config.links)
+            for other in sim.nodes:
+                _cut_link(sim, (node.number, other, link), lasts)
+                _cut_link(sim, (other, node.number, link), lasts)
+            _tell_link(node, link, "no carrier")
+            sim.after(800 + lasts, lambda: _tell_link(node, link, ""))
         case "storage":
             node.witness.cut = True
             sim.after(lasts, lambda: setattr(node.witness, "cut", False))
@@ -513,6 +529,15 @@ def _cut(sim: Simulation, link: tuple[int, int], lasts: float) -> None:
     sim.after(800 + lasts * sim.random.choice((1, 1, 2)), lambda: sim.network.cuts.discard(link))
 
 
+def _cut_link(sim: Simulation, link: tuple[int, int, int], lasts: float) -> None:
+    sim.network.link_cuts.add(link)
+    sim.after(800 + lasts * sim.random.choice((1, 1, 2)), lambda: sim.network.link_cuts.discard(link))
+
+
+def _tell_link(node: SimNode, link: int, trouble: str) -> None:
+    node.when_running(lambda: node.feed(ev.LinkChanged(now_ms=node.clock(), link=link, trouble=trouble)))
+
+
 def _power_on(node: SimNode) -> None:
     node.daemon_up = True
     node.start()
@@ -525,6 +550,7 @@ def _calm(network: Network) -> None:
 
 def _heal(sim: Simulation) -> None:
     sim.network.cuts.clear()
+    sim.network.link_cuts.clear()
     _calm(sim.network)
     for node in sim.nodes.values():
         node.resume()
@@ -536,6 +562,11 @@ def _heal(sim: Simulation) -> None:
 def run_seed(seed: int, core: type[NodeWatch] = NodeWatch, *, storms: int = 5) -> Simulation:
     """One seed from start to recovery. Raises Violation, with the end of the transcript."""
     return run_misfortune(Simulation(seed, nodes=3 if seed % 3 else 5, core=core), storms=storms)
+
+
+def run_links_seed(seed: int, core: type[NodeWatch] = NodeWatch, *, storms: int = 5) -> Simulation:
+    """As `run_seed`, with two or three links, which fail too."""
+    return run_misfortune(Simulation(seed, nodes=3 if seed % 3 else 5, links=2 + seed % 2, core=core), storms=storms)
 
 
 def run_witness_seed(seed: int, core: type[NodeWatch] = NodeWatch, *, storms: int = 5) -> Simulation:

@@ -14,7 +14,7 @@ from nodewatch import events as ev
 from nodewatch.core import NodeWatch
 
 from . import broken_cores as broken
-from .cluster_sim import Simulation, Violation, run_seed
+from .cluster_sim import Simulation, Violation, run_links_seed, run_seed
 
 SEEDS = int(os.environ.get("NODEWATCH_SEEDS", "24"))
 
@@ -22,6 +22,11 @@ SEEDS = int(os.environ.get("NODEWATCH_SEEDS", "24"))
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_no_promise_is_broken_and_the_cluster_recovers(seed: int) -> None:
     run_seed(seed)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS // 2))
+def test_no_promise_is_broken_with_several_links_that_fail(seed: int) -> None:
+    run_links_seed(seed)
 
 
 def test_a_seed_replays_exactly() -> None:
