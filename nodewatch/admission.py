@@ -18,7 +18,16 @@ from typing import NamedTuple
 
 from nodewatch import wire
 from nodewatch.config import NodeConfig
-from nodewatch.heartbeat import HEARTBEATS, Malformed, decode_said, kind_of, number_of, pulse_at, split_heartbeat
+from nodewatch.heartbeat import (
+    HEARTBEATS,
+    LETTER,
+    Malformed,
+    decode_said,
+    kind_of,
+    number_of,
+    pulse_at,
+    split_heartbeat,
+)
 from nodewatch.wire import Cipher, ReplayWindow
 
 _WARN_EVERY_MS = 60_000
@@ -31,7 +40,7 @@ _COPIES_KEPT = 4
 
 
 class _Opened(NamedTuple):
-    """A heartbeat that was opened, for its copies."""
+    """A frame that was opened, for its copies on other links."""
 
     datagram: bytes
     beat: int
@@ -94,7 +103,7 @@ class Admitted(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A believed heartbeat once more, on another link."""
+    """A believed frame once more, on another link."""
 
     number: int
     beat: int
@@ -200,8 +209,8 @@ class Admission:
             known = peer.pending = session
         if not known.window.accept(header.seq):
             return wire.REPLAYED
-        if len(peer.addresses) > 1 and kind_of(body) in HEARTBEATS:
-            known.opened.append(_Opened(datagram, number_of(body), {link}, now_ms))
+        if len(peer.addresses) > 1 and kind_of(body) != LETTER:  # those take one link
+            known.opened.append(_Opened(datagram, _number(body), {link}, now_ms))
         return self._believe(peer, known, header, body, now_ms, my_seq)
 
     @staticmethod
@@ -219,7 +228,7 @@ class Admission:
         self, peer: _Peer, session: Session, header: wire.Header, body: bytes, now_ms: int, my_seq: int
     ) -> Admitted | str:
         kind = kind_of(body)
-        beat = number_of(body) if kind in HEARTBEATS else 0
+        beat = _number(body)
         if kind in HEARTBEATS and header.seq > session.beat_seq:
             session.beat_seq, session.beat_ms = header.seq, now_ms
         if session is peer.present:
@@ -296,3 +305,8 @@ class Admission:
         self._warned[source, reason] = now_ms
         if reason not in (wire.REPLAYED, wire.OLD_GENERATION):
             self.warnings.append(f"dropped a datagram from {source}: {reason} (said once a minute)")
+
+
+def _number(body: bytes) -> int:
+    """Of a heartbeat that went to everybody; 0 = it is none."""
+    return number_of(body) if kind_of(body) in HEARTBEATS else 0

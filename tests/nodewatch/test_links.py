@@ -132,6 +132,18 @@ def test_copies_are_no_drops_and_a_slow_link_is_shown_as_slow() -> None:
     assert quick.rtt_ms < 10 < 80 < slow.rtt_ms < 130
 
 
+def test_copies_of_probes_are_no_drops_either() -> None:
+    sim = settled()
+    sim.network.cuts.update({(3, 1), (1, 3)})
+    sim.run_until(sim.now + 600)
+    sim.network.cuts.clear()
+    sim.run_until(sim.now + 500)
+    probe = view(sim.nodes[1]).nodes["n3"].probe
+    assert probe is not None
+    assert probe.told_by
+    assert all(view(node).drops == {} for node in sim.nodes.values())
+
+
 def test_a_copy_on_the_same_link_or_from_another_address_is_dropped_and_a_copy_is_no_sign_of_life() -> None:
     sim = settled()
     caught: list[tuple[bytes, int]] = []
