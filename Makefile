@@ -2,15 +2,19 @@
 SHELL := /bin/bash
 PY := $(shell deploy/scripts/setup --print-python)
 DRILL ?= kill-primary
+SEEDS ?= 1000
+HOURS ?= 1
 RUNS ?= 1
 LAB ?= lab
 
-.PHONY: help drill test check unit lab-tests drills bench setup setup-dev lab-setup down clean
+.PHONY: help drill test check sim soak unit lab-tests drills bench setup setup-dev lab-setup down clean
 
 help:
 	@echo "make drill [DRILL=NAME] [RUNS=N]   boot the lab and run a failover drill (default: kill-primary)"
 	@echo "make test     everything that CI runs: make check, then the tests and all drills on real kernels"
 	@echo "make check    lint, types, layers and unit tests, in seconds; needs no root"
+	@echo "make sim [SEEDS=N]     simulate N seeds of misfortune (default 1000); part of make test"
+	@echo "make soak [HOURS=N]    simulate new seeds for hours"
 	@echo "make bench    client stalls, CPU and memory, medians over several runs"
 	@echo "make down     take the lab down; leaves nothing behind"
 
@@ -32,10 +36,16 @@ check: setup-dev
 	$(dir $(PY))lint-imports --no-cache
 	$(PY) -m pytest -m "not lab"
 
+sim: setup-dev
+	$(PY) -m tests.sim --seeds $(SEEDS)
+
+soak: setup-dev
+	$(PY) -m tests.sim --soak $(HOURS)
+
 lab-tests: setup
 	$(PY) -m pytest -m lab -v --durations=0
 
-test: setup check lab-tests
+test: setup check sim lab-tests
 
 down:
 	@$(PY) -m hwlab --lab $(LAB) down

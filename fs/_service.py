@@ -85,6 +85,10 @@ class VolumeService:
             self._peers = self._peer_file.load()
         return did.result
 
+    def damaged(self) -> bool:
+        """Whether the mounted file system shut itself down after an error. No disk I/O."""
+        return self._mount.damaged()
+
     def start_tracking(self) -> Did:
         """nfsdcld runs. Waits for it only under a running server, which start_nfsd() would not look at again."""
         with self._did(Step.START_TRACKING) as did:

@@ -19,7 +19,8 @@ neither: it is only the word to try. So the machine holds these rules, and `chec
    its address by itself (R9 of nodewatch/lease.py). This is for the clients' sake only; safety does not rest on it.
 6. A disk that does not answer is doubt: the address is shut (`Step.DOUBT`) until the handle is verified again. A
    doubt that lasts is reported as a failure, so that the leader has another node take the volume.
-7. One step runs at a time. Each is idempotent: after a crash the same sequence is run from its start, and
+7. A file system that shut itself down after an error is left, and the leader told: its next mount replays the journal.
+8. One step runs at a time. Each is idempotent: after a crash the same sequence is run from its start, and
    what already stands is found standing.
 
 Calypso's three phases of recovery are `ACQUIRING..OPENING` (stop and take over), `RECLAIMING` (clients present
@@ -108,11 +109,18 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFailed:
-    """`lost` says that the disk itself told that the handle is gone (not merely that nothing was learned)."""
+    """`lost` says that the disk itself told that the handle is gone (not merely that nothing was learned); `damaged`
+    that the file system shut itself down."""
 
     step: Step
     text: str
     lost: bool = False
+    damaged: bool = False
+
+    @property
+    def silent(self) -> bool:
+        """Nothing was learned."""
+        return not (self.lost or self.damaged)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +207,10 @@ class Volume:
             case Tick():
                 return replace(self, now_ms=event.now_ms)._watch_the_disk()
             case LeaseChanged():
-                return replace(self, lease=event.held, stale=self.stale or not event.held)._proceed()
+                changed = replace(self, lease=event.held, stale=self.stale or not event.held)
+                if self.phase in (Phase.RECLAIMING, Phase.SERVING) and not event.held:
+                    return changed._suspended(self.now_ms), ()  # also while a check runs: it may come too late to tell
+                return changed._proceed()
             case Assigned():
                 return self._assigned(event)._proceed()
             case StepDone() | StepFailed() if event.step is not self.running:
@@ -377,9 +388,9 @@ class Volume:
             case Phase.OPENING if self._try_opening_again():
                 again = replace(failed, open_failures=self.open_failures + 1)
                 return again._suspended(self.now_ms + VERIFY_EVERY_MS), ()
-            case Phase.RECLAIMING if not event.lost:
+            case Phase.RECLAIMING if event.silent:
                 return failed._doubt(failed.failure)
-            case Phase.SERVING | Phase.SUSPENDED if not event.lost:
+            case Phase.SERVING | Phase.SUSPENDED if event.silent:
                 return failed._doubt(failed.failure)  # nothing learned: shut the address, ask again
             case Phase.LISTENING:
                 return failed._again(LISTEN_EVERY_MS), ()

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hactl import controller, messages
+from hactl import controller, messages, parcel
 from hactl.config import Config, load
 from hactl.controller import Phase
 from hactl.errors import HaError, OutcomeUnknown, RequestRefused
@@ -31,6 +31,7 @@ from hactl.journal import Journal
 from hactl.leader import Leader
 from hactl.members import Members
 from hactl.messages import Assign, Message, Reply, Report, Request, Rescan
+from hactl.parcel import Parcels
 from hactl.placement import Facts
 from hactl.record import Records, Takeover
 from hactl.runtime import Clock
@@ -133,10 +134,13 @@ class Daemon:
         self.boot = uuid.uuid4().hex[:12]
         self._assign: Assign | None = None
         self._assign_at_ms = 0
+        self._resumed = (0, 0)
         self._seen_ms = 0
         self._lease = False
         self._gates: dict[str, str] = {}
         self._replies: dict[str, asyncio.Future[Reply]] = {}
+        self._parcels = Parcels()
+        self._sent = 0
         self._dirty = asyncio.Event()
         self._scan_now = asyncio.Event()
         self._stop = asyncio.Event()
@@ -177,11 +181,13 @@ class Daemon:
 
     def on_message(self, sender: str, body: Any) -> None:
         try:
-            message = messages.decode(body)
+            whole = self._parcels.take(sender, body)
+            message = None if whole is None else messages.decode(whole)
         except messages.MessageError as wrong:
             self.journal.say(f"message from {sender} dropped: {wrong}")
             return
-        self._handle(sender, message)
+        if message is not None:
+            self._handle(sender, message)
 
     def _handle(self, sender: str, message: Message) -> None:
         match message:
@@ -204,11 +210,15 @@ class Daemon:
 
     def _take_word(self, sender: str, assign: Assign) -> None:
         """The leader's table. One of an older term is an old leader's: the new one builds on our not following it."""
-        if assign.term < self.view.term or (self._assign is not None and assign.term < self._assign.term):
+        known = self._assign
+        if assign.term < self.view.term:
+            return
+        if known is not None and (assign.term, assign.base) < (known.term, known.base):
             return
         if sender != self.config.me:
             self.leader.heard(assign)
         self._assign = assign
+        self._dirty.set()  # a leader that began again waits for a report that says so
         self._follow(assign)
 
     def _follow(self, assign: Assign) -> None:
@@ -231,20 +241,35 @@ class Daemon:
     # -- what goes out ------------------------------------------------------------------------------------------
 
     def _send(self, to: str, message: Message) -> None:
-        self.nodewatch.send(to, messages.encode(message))
+        self._sent += 1
+        try:
+            parts = parcel.pack(messages.encode(message), ident=self._sent)
+        except messages.MessageError as wrong:
+            self.journal.say(f"{type(message).__name__.lower()} not sent: {wrong}")
+            return
+        for part in parts:
+            self.nodewatch.send(to, part)
 
     def _tell_assign(self, assign: Assign) -> None:
         self._send("*", assign)
         self._handle(self.config.me, assign)
 
     def report(self) -> Report:
-        return Report(boot=self.boot, term=self.view.term, standby=self.standby, volumes=self.volumes.reports())
+        term, word = self.view.term, self._assign
+        base = word.base if word is not None and word.term == term else 0
+        return Report(boot=self.boot, term=term, base=base, standby=self.standby, volumes=self.volumes.reports())
+
+    def _base(self, term: int) -> int:
+        """Where the orders of this hactld begin, if it leads the term."""
+        resumed, base = self._resumed
+        return base if term == resumed else 0
 
     def facts(self) -> Facts:
         view = self.view
         return self.members.facts(
             dict(view.nodes),
             term=view.term,
+            base=self._base(view.term),
             seen_ms=self._seen_ms,
             now_ms=self.clock.now_ms(),
             now_unix_ms=int(self.clock.unix_ms()),
@@ -313,6 +338,9 @@ class Daemon:
         self.nodewatch.on_message(self.on_message)
         self.nodewatch.on_lost(self._lost_nodewatch)
         await self.nodewatch.connect(str(self.paths.nodewatch))
+        if self.leads():
+            # An earlier hactld of this host led the term. A clock gives numbers above all of its own.
+            self._resumed = (self.view.term, self.clock.now_ms() * 1000)
         await self._scan()  # before the first report: what is not reported counts as not held
         await shut_orphans(self.gate, list(self.view.gates), self.volumes.seen)
         verbs = Verbs(self)

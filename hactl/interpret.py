@@ -42,6 +42,10 @@ class HandleLost(Exception):
     """The disk itself said that the handle is not good any more."""
 
 
+class FileSystemDamaged(Exception):
+    """The mounted file system shut itself down after an error: it serves nobody any more, whatever the disk says."""
+
+
 class Disk(Protocol):
     """The LUNs of one volume and the handle on them. Blocking; raises what `fencing.errors` lists, or HandleLost."""
 
@@ -55,6 +59,7 @@ class Service(Protocol):
     """The file system and export of one volume. Blocking; raises what `fs.errors` lists."""
 
     def mount(self) -> list[Span]: ...
+    def damaged(self) -> bool: ...
     def start_tracking(self) -> None: ...
     def start_export(self) -> None: ...
     def answered_elsewhere(self) -> bool: ...
@@ -108,6 +113,8 @@ class Interpreter:
             settled = await self._steps[run.step](self, run)
         except HandleLost as lost:
             return StepFailed(step=run.step, text=str(lost), lost=True)
+        except FileSystemDamaged as damaged:
+            return StepFailed(step=run.step, text=str(damaged), damaged=True)
         except Exception as failed:
             return StepFailed(step=run.step, text=f"{type(failed).__name__}: {failed}")
         return StepDone(step=run.step, settled=settled)
@@ -142,8 +149,14 @@ class Interpreter:
         return True
 
     async def _verify(self, run: Run) -> bool:
-        await self.on_disk(self._disk.verify)
+        await self._check()
         return True
+
+    async def _check(self) -> None:
+        """Is the handle good, and is the file system on it, if there is one?"""
+        await self.on_disk(self._disk.verify)
+        if await self.on_service(self._service.damaged):
+            raise FileSystemDamaged(f"volume {self.volume}: its file system shut itself down after an error")
 
     async def _mount(self, run: Run) -> bool:
         self.timeline.spans.extend(await self.on_service(self._service.mount))
@@ -166,7 +179,7 @@ class Interpreter:
         await self._gate.open(self.volume, await self.on_service(self._service.gate))
 
     async def _watch_grace(self, run: Run) -> bool:
-        await self.on_disk(self._disk.verify)
+        await self._check()
         self.grace = await self.on_service(self._service.grace)
         return self.grace.settled
 

@@ -51,7 +51,8 @@ class Leader:
             self.log(f"leader: {name} is back and gave up what others took; it is let in again")
             self.lift(name)
         assign = decision.assign()
-        if tell_anyway or assign.volumes != self._told:
+        begun_again = before is None and facts.base > 0  # nobody counts before it heard of this
+        if tell_anyway or begun_again or assign.volumes != self._told:
             self._log_changes(assign)
             self.tell(assign)
 

@@ -1,8 +1,8 @@
 """What this node knows of the others: nodewatch's view joined with the reports of their hactlds.
 
 Turns both into the `Facts` that the placement decides on. A report counts while two things last: the generation of
-the node (one boot of its nodewatch), for a node that came back is unknown until it reported anew; and the term in
-which it was made, for a node of an older term may still follow an older leader's word.
+the node (one boot of its nodewatch), for a node that came back is unknown until it reported anew; and the term (and
+base) in which it was made, for a node of an older one may still follow an older leader's word.
 """
 
 from __future__ import annotations
@@ -66,15 +66,19 @@ class Members:
         self._reports[node] = _Known(generation=generation, report=report)
         return before is None or before.report != report or before.generation != generation
 
-    def facts(self, nodes: dict[str, NodeSeen], *, term: int, seen_ms: int, now_ms: int, now_unix_ms: int) -> Facts:
+    def facts(
+        self, nodes: dict[str, NodeSeen], *, term: int, seen_ms: int, now_ms: int, now_unix_ms: int, base: int = 0
+    ) -> Facts:
         """The placement's view. `seen_ms` is when (monotonic) the nodewatch view came in: waits count from it."""
+        follows, age_ms = (term, base), now_ms - seen_ms
         return Facts(
             me=self.me,
             term=term,
+            base=base,
             now_ms=now_ms,
             now_unix_ms=now_unix_ms,
             nodes={
-                name: self._node(name, node, term, now_ms - seen_ms, now_unix_ms, self._deaf(name, node, now_ms))
+                name: self._node(name, node, follows, age_ms, now_unix_ms, self._deaf(name, node, now_ms))
                 for name, node in nodes.items()
             },
         )
@@ -87,11 +91,15 @@ class Members:
             return False
         return now_ms - self._deaf_since_ms.setdefault(name, now_ms) >= self.overdue_ms
 
-    def _node(self, name: str, node: NodeSeen, term: int, age_ms: int, now_unix_ms: int, deaf: bool) -> NodeFacts:
+    def _node(
+        self, name: str, node: NodeSeen, follows: tuple[int, int], age_ms: int, now_unix_ms: int, deaf: bool
+    ) -> NodeFacts:
         alive = node.state == "alive"
         known = self._reports.get(name)
         current = (
-            known is not None and known.report.term >= term and (name == self.me or known.generation == node.generation)
+            known is not None
+            and (known.report.term, known.report.base) >= follows
+            and (name == self.me or known.generation == node.generation)
         )
         self._note_silence(name, node, alive, age_ms, now_unix_ms)
         return NodeFacts(

@@ -61,12 +61,13 @@ class Report:
     """All that one node says of itself: sent by every hactld to every other.
 
     `term` is the election term that the reporter follows: from then on it takes no word of an older leader, so a
-    leader builds only on reports of its own term.
+    leader builds only on reports of its own term. `base` is that of the newest `Assign` of this term, in the same way.
     """
 
     boot: str
     term: int
     standby: bool
+    base: int = 0
     volumes: dict[str, VolumeReport] = field(default_factory=dict)
 
 
@@ -93,9 +94,14 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assign:
-    """The leader's whole table. `kept_out` names the nodes that an administrator fenced and did not let back."""
+    """The leader's whole table. `kept_out` names the nodes that an administrator fenced and did not let back.
+
+    `base`: orders of this hactld begin above it. 0, unless the leader's hactld was restarted within the term: what its
+    earlier life said is not known to it, and counts no more once the new base was heard.
+    """
 
     term: int
+    base: int = 0
     volumes: dict[str, Assignment] = field(default_factory=dict)
     kept_out: tuple[str, ...] = ()
 
@@ -164,11 +170,11 @@ def decode(body: object) -> Message:
 def _build(kind: type[Message], fields: dict[str, Any]) -> Message:
     if kind is Report:
         volumes = {str(v): _volume_report(r) for v, r in fields.pop("volumes").items()}
-        return _checked(Report(volumes=volumes, **fields))
+        return _checked(Report(volumes=volumes, base=fields.pop("base"), **fields))
     if kind is Assign:
         volumes_assigned = {str(v): _assignment(a) for v, a in fields.pop("volumes").items()}
         kept_out = _names(fields.pop("kept_out"))
-        return _checked(Assign(volumes=volumes_assigned, kept_out=kept_out, **fields))
+        return _checked(Assign(volumes=volumes_assigned, kept_out=kept_out, base=fields.pop("base"), **fields))
     return _checked(kind(**fields))
 
 

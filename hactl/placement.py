@@ -44,8 +44,11 @@ class NodeFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
+    """`base` as in `messages.Assign`; reports of an older one are left out."""
+
     me: str
     term: int
+    base: int = 0
     now_ms: int
     now_unix_ms: int
     nodes: Mapping[str, NodeFacts]
@@ -53,9 +56,12 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The leader's memory for one term. `tried` holds who failed a volume since it last served, and when."""
+    """The leader's memory for one term; `count` numbers its orders, from `base` on. `tried` holds who failed a volume
+    since it last served, and when.
+    """
 
     term: int = 0
+    base: int = 0
     begun_ms: int = 0
     count: int = 0
     table: Mapping[str, Assignment] = field(default_factory=dict)
@@ -75,12 +81,15 @@ class Decision:
     blocked: Mapping[str, str] = field(default_factory=dict)
 
     def assign(self) -> Assign:
-        return Assign(term=self.plan.term, volumes=dict(self.plan.table), kept_out=tuple(sorted(self.plan.kept_out)))
+        plan = self.plan
+        return Assign(
+            term=plan.term, base=plan.base, volumes=dict(plan.table), kept_out=tuple(sorted(plan.kept_out))
+        )
 
 
 def begin(term: int, facts: Facts, kept_out: frozenset[str]) -> Plan:
     """The plan of a new term: whoever holds a volume keeps it."""
-    plan = Plan(term=term, begun_ms=facts.now_ms, kept_out=kept_out)
+    plan = Plan(term=term, base=facts.base, count=facts.base, begun_ms=facts.now_ms, kept_out=kept_out)
     for volume in volumes(facts):
         holder = _holder(volume, facts)
         if holder:
@@ -243,12 +252,15 @@ def _note_failures(plan: Plan, volume: str, facts: Facts) -> Plan:
     if report is None:
         return plan
     tried = dict(plan.tried.get(volume, {}))
+    prefer = plan.prefer
     if report.failed == word.order and report.failed != ORDER_NONE:
         tried.setdefault(word.node, facts.now_ms)
     elif report.phase == "serving" and report.order == word.order:
-        prefer = {v: node for v, node in plan.prefer.items() if v != volume}
-        return replace(plan, tried={**plan.tried, volume: {}}, prefer=prefer)
-    return replace(plan, tried={**plan.tried, volume: tried})
+        tried = {}
+        prefer = {v: node for v, node in prefer.items() if v != volume} if volume in prefer else prefer
+    if tried == plan.tried.get(volume, {}) and prefer is plan.prefer:
+        return plan  # nearly always: copying for each of many volumes would cost the square of their number
+    return replace(plan, tried={**plan.tried, volume: tried}, prefer=prefer)
 
 
 def _stop(plan: Plan, volume: str, facts: Facts) -> Plan:
@@ -268,14 +280,6 @@ def _bars(plan: Plan, facts: Facts) -> tuple[str, ...]:
     owners = {word.node for word in plan.table.values()}
     patient = facts.now_ms - plan.begun_ms < RETRY_MS
 
-    def gave_up(name: str, node: NodeFacts) -> bool:
-        reports = node.report.volumes if node.report else {}
-        return any(
-            word.node == name and volume in reports and reports[volume].phase == "suspended"
-            and reports[volume].failed == word.order
-            for volume, word in plan.table.items()
-        )  # fmt: skip
-
     def mute(name: str, node: NodeFacts) -> bool:
         if not node.alive or not (node.deaf or node.daemon in ("hung", "absent")):
             return False
@@ -284,15 +288,28 @@ def _bars(plan: Plan, facts: Facts) -> tuple[str, ...]:
     return tuple(
         name
         for name, node in sorted(facts.nodes.items())
-        if not node.barred and (name in plan.kept_out or mute(name, node) or gave_up(name, node))
+        if not node.barred and (name in plan.kept_out or mute(name, node) or _gave_up(plan, name, node))
     )
 
 
+def _gave_up(plan: Plan, name: str, node: NodeFacts) -> bool:
+    """Has the word for a volume, and says that it cannot serve it as long as its disk is silent."""
+    reports = node.report.volumes if node.report else {}
+    return any(
+        word.node == name and volume in reports and reports[volume].phase == "suspended"
+        and reports[volume].failed == word.order
+        for volume, word in plan.table.items()
+    )  # fmt: skip
+
+
 def _lifts(plan: Plan, facts: Facts) -> tuple[str, ...]:
-    """Barred nodes that are back and gave up all that was given to others."""
+    """Barred nodes that are back and gave up all that was given to others. Not one that would be barred again at once,
+    because its disk is silent and nobody could take its volume."""
 
     def clean(name: str, node: NodeFacts) -> bool:
         if not (node.alive and node.barred and node.report is not None and node.daemon == "ok"):
+            return False
+        if _gave_up(plan, name, node):
             return False
         held = [v for v, report in node.report.volumes.items() if report.holding]
         return all(v in plan.table and plan.table[v].node == name for v in held)

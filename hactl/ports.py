@@ -151,6 +151,9 @@ class ExportedVolume:
             spans.insert(0, Span(name="prepare", start_s=start, end_s=mounting))
         return spans
 
+    def damaged(self) -> bool:
+        return self._service.damaged()
+
     def start_tracking(self) -> None:
         self._known = 0
         self._service.start_tracking()
@@ -194,7 +197,7 @@ class ExportedVolume:
         self._service.stop_tracking()
 
     def unmount(self, forced: bool) -> None:
-        self._service.unmount(force=forced)
+        self._service.unmount(force=forced or self._service.damaged())
 
     def close(self) -> None:
         self._service.close()

@@ -119,6 +119,20 @@ def test_a_lost_lease_suspends_and_resumes_only_through_the_disk() -> None:
     assert runs == [Run(step=Step.OPEN)]
 
 
+def test_a_lease_that_was_lost_and_held_again_during_one_check_is_not_forgotten() -> None:
+    """Found by the simulation: the node was barred and let in meanwhile, so its gate stayed shut until it was handed
+    over anew, and the volume called itself served for ever."""
+    for phase, step in ((Phase.SERVING, Step.VERIFY), (Phase.RECLAIMING, Step.WATCH_GRACE)):
+        volume, runs = feed(replace(serving(), phase=phase), Tick(now_ms=5000))
+        assert runs == [Run(step=step)]
+        volume, _ = feed(volume, LeaseChanged(held=False), LeaseChanged(held=True))
+        assert volume.phase is Phase.SUSPENDED
+        volume, _ = feed(volume, StepDone(step=step), Tick(now_ms=volume.now_ms + 1))
+        volume, asked = run_all(volume)
+        assert asked[:2] == [Step.VERIFY, Step.OPEN]
+        assert volume.phase is Phase.SERVING
+
+
 @pytest.mark.parametrize(("shut_ms", "first"), [(1000, Step.OPEN), (3000, Step.UNEXPORT)])
 def test_an_address_that_was_shut_for_long_comes_back_with_a_new_grace(shut_ms: int, first: Step) -> None:
     volume, _ = feed(serving(), LeaseChanged(held=False))

@@ -10,6 +10,7 @@ from hactl.errors import RequestRefused
 from hactl.leader import Leader
 from hactl.members import LinkSeen, Members, NodeSeen
 from hactl.messages import Assign, Report, Request
+from hactl.placement import Facts
 from tests.hactl.test_placement import SERVED, facts, gone, node
 
 
@@ -49,6 +50,29 @@ def test_a_report_of_an_older_term_does_not_count() -> None:
         assert (seen.nodes["n1"].report is not None) == counts
     members.reported("n1", 7, replace(REPORT, term=4))
     assert members.facts(nodes, term=4, seen_ms=0, now_ms=0, now_unix_ms=0).nodes["n1"].report is not None
+
+
+def test_a_leader_that_began_again_builds_only_on_reports_that_know_it() -> None:
+    """Found by the simulation: a restarted hactld of the leader numbered its orders from 1 again, and nodes that had
+    heard number 2 of its earlier life ignored them until the next term."""
+    members = Members(me="n2", overdue_ms=800)
+    members.reported("n1", 7, REPORT)
+    nodes: dict[str, NodeSeen] = {"n1": Seen()}
+
+    def known(base: int) -> Facts:
+        return members.facts(nodes, term=3, base=base, seen_ms=0, now_ms=0, now_unix_ms=0)
+
+    assert known(0).nodes["n1"].report is not None
+    assert known(5000).nodes["n1"].report is None
+    members.reported("n1", 7, replace(REPORT, base=5000))
+    assert known(5000).nodes["n1"].report is not None
+
+    told: list[Assign] = []
+    leader = Leader(bar=print, lift=print, tell=told.append, log=lambda text: None)
+    leader.decide(replace(known(5000), nodes={}))
+    assert [assign.base for assign in told] == [5000], "told at once, though there is no word yet"
+    leader.decide(replace(facts(**SERVED), base=5000))
+    assert told[-1].volumes and all(word.order.number > 5000 for word in told[-1].volumes.values())
 
 
 def test_a_report_tells_whether_it_says_anything_new() -> None:

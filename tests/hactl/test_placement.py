@@ -188,6 +188,19 @@ def test_a_barred_node_is_let_in_only_after_it_gave_up_what_others_took() -> Non
     assert decide(facts(n1=clean, n2=node(volume("serving")), n3=node()), plan).lifts == ("n1",)
 
 
+def test_a_node_with_a_silent_disk_is_not_let_in_and_barred_in_turn_while_nobody_can_take_over() -> None:
+    """Found by the simulation: a thousand bars and lifts in a second."""
+    plan = decide(facts(**SERVED)).plan
+    order = plan.table["v1"].order
+    silent = node(volume("suspended", order=order, failed=order))
+    unready = node(volume(ready=False, why="its disk does not answer"))
+    assert decide(facts(n1=silent, n2=unready, n3=unready), plan).bars == ("n1",)
+    barred = replace(silent, barred=True, confirmed=True)
+    assert decide(facts(n1=barred, n2=unready, n3=unready), plan).lifts == ()
+    answers = replace(node(volume("suspended", order=order)), barred=True, confirmed=True)
+    assert decide(facts(n1=answers, n2=unready, n3=unready), plan).lifts == ("n1",)
+
+
 def test_an_owner_whose_daemon_hangs_is_barred_though_its_host_is_heard() -> None:
     plan = decide(facts(**SERVED)).plan
     hung = replace(SERVED["n1"], daemon="hung")

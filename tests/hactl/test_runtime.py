@@ -22,6 +22,7 @@ class Ports:
         self.calls: list[str] = []
         self.raises: dict[str, Exception] = {}
         self.reclaimed = 0
+        self.ruined = False
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -46,6 +47,9 @@ class Ports:
         self._call("mount")
         now = time.monotonic()
         return [Span(name="replay", start_s=now, end_s=now)]
+
+    def damaged(self) -> bool:
+        return self.ruined
 
     def start_tracking(self) -> None:
         self._call("track")
@@ -221,3 +225,21 @@ def test_a_gate_left_for_a_volume_whose_disk_is_not_seen_is_shut_and_no_other() 
 
     asyncio.run(shut_orphans(Noting(ports), ["v1", "v2"], {"v2": None}))
     assert shut == ["v1"]
+
+
+def test_a_file_system_that_shut_itself_down_is_left_and_reported_as_failed() -> None:
+    """Found by the simulation: the disk said that the handle was good, and every client got I/O errors for ever."""
+
+    async def go() -> None:
+        rig = Rig()
+        rig.runtime.feed(LeaseChanged(held=True))
+        rig.word(1)
+        await rig.until(lambda: rig.runtime.machine.phase is Phase.SERVING)
+        rig.ports.ruined = True
+        rig.ports.calls.clear()
+        await rig.until(lambda: rig.runtime.machine.phase is Phase.STANDBY)
+        assert "unmount" in rig.ports.calls
+        assert rig.runtime.machine.failed == Order(term=1, number=1)
+        assert "shut itself down" in rig.runtime.machine.failure
+
+    asyncio.run(go())
