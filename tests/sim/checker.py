@@ -265,7 +265,8 @@ class Checker:
                 found = unpack(unit.blocks.get(place))[0]
                 if found < value and not self._void(volume):
                     self.fail(f"block {place} of {unit.name} holds {found}; {value} was acknowledged")
+
+    def nothing_unhandled(self) -> None:
         for host in self._cluster.hosts.values():
-            for process in (host.watch, host.daemon):
-                if process.unhandled:
-                    self.fail(f"{host.name}: {'; '.join(process.unhandled)}")
+            if host.daemon.unhandled:
+                self.fail(f"{host.name}: {'; '.join(host.daemon.unhandled)}")

@@ -384,8 +384,8 @@ class SimClient:
             raise ValueError(f"a message body may have {MAX_BODY_BYTES} bytes, this one has {len(message)}")
         self._order(lambda now: ev.MessageWanted(now_ms=now, to=to, message=message))
 
-    def beat(self) -> None:
-        self._order(lambda now: ev.DaemonBeat(now_ms=now))
+    def beat(self, held: int | None = None, lost: int | None = None) -> None:
+        self._order(lambda now: ev.DaemonBeat(now_ms=now, held=held, lost=lost))
 
     def gate(self, volume: str, fd: int, renew: bytes, close: bytes) -> None:
         link = self._connected()

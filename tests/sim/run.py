@@ -93,11 +93,13 @@ def _live(world: World, cluster: Cluster, schedule: list[Fault], whole: float, o
     misfortune = Misfortune(cluster, schedule)
     cluster.start()
     world.run_until(whole)
+    cluster.checker.nothing_unhandled()
     misfortune.heal()
     while (missing := cluster.unsettled(whole)) is not None:
         if world.now > whole + RECOVERY_MS:
             world.fail(f"no recovery within {RECOVERY_MS / 1000:.0f} s: {missing}")
         world.run_until(world.now + 100)
+        cluster.checker.nothing_unhandled()
     outcome.recovery_ms = world.now - whole
     cluster.checker.at_the_end()
 

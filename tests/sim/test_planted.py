@@ -11,7 +11,7 @@ CAUGHT_BY = {
     "lease_off_by_one": ("says that the lease of",),
     "vote_not_persisted": ("before it is durable",),
     "preempt_not_read_back": ("believes to own", "have handles that"),
-    "epoch_reused": ("which was used before",),
+    "epoch_reused": ("means to use epoch", "which was used before", "and is back"),
     "gate_left_open": ("has the address of",),
 }
 SEEDS = 200
