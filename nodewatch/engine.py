@@ -1,6 +1,6 @@
 """What carries node watch's datagrams and says who is there: one interface, two engines.
 
-builtin    UDP between the nodes; who is silent for `overdue_ms` is overdue
+builtin    UDP between the nodes (`_udp.py`, served by the loop itself); who is silent for `overdue_ms` is overdue
 corosync   a closed process group of a running corosync: its messages come in one agreed order, and it says who is in
            the group; who leaves it is overdue at once
 
