@@ -196,8 +196,9 @@ _ALL = (
     ),
     Fault(
         kind="stop-node",
-        description="stop hactld and the node watch in the orderly way, as a shutdown does",
-        apply=_on_host("systemctl", "stop", DAEMON, NODEWATCH),
+        description="stop the node watch and hactld in the orderly way, as a shutdown does",
+        # In this order: `systemctl stop` makes a job for each in turn, and the node watch's brings hactl-drain first.
+        apply=_on_host("systemctl", "stop", NODEWATCH, DAEMON),
         undo="start-daemon",
     ),
     Fault(

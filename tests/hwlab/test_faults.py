@@ -118,7 +118,7 @@ def fake_host(calls: list[str]) -> Host:
         ("start-daemon", "run.systemctl start hactl-nodewatch.service hactld.service"),
         ("hang-daemon", "run.systemctl kill --signal=STOP hactld.service hactl-nodewatch.service"),
         ("thaw-daemon", "run.systemctl kill --signal=CONT hactl-nodewatch.service hactld.service"),
-        ("stop-node", "run.systemctl stop hactld.service hactl-nodewatch.service"),
+        ("stop-node", "run.systemctl stop hactl-nodewatch.service hactld.service"),
         ("kill-controller", "run.systemctl kill --kill-who=main --signal=KILL hactld.service"),
         ("reboot", "run.systemctl --no-block reboot"),
     ],
