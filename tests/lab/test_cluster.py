@@ -286,3 +286,83 @@ def test_a_node_with_a_wrong_key_is_told_apart_from_a_dead_one(stage: LabStage) 
     after = status(stage)
     assert (after["leader"], after["term"]) == (before["leader"], before["term"])
     assert after["volumes"][0]["server"] == before["volumes"][0]["server"]
+
+
+CONFIG = "/etc/hactl/hactl.toml"
+RESTART = "systemctl restart hactl-nodewatch; systemctl restart hactld"
+
+
+def well(stage: LabStage) -> bool:
+    """The volume is served, and every node is ready."""
+    told = [hactl(stage, host, "status", "--json") for host in stage.nodes.values()]
+    if any(done.returncode for done in told):
+        return False
+    states = [json.loads(done.stdout) for done in told]
+    return all(
+        state["volumes"] and state["volumes"][0]["state"] == "serving" and all(node["ready"] for node in state["nodes"])
+        for state in states
+    )
+
+
+def test_with_a_second_heartbeat_link_the_loss_of_the_first_is_seen_and_moves_nothing(stage: LabStage) -> None:
+    stage.heal(print)
+    twice = r's/^address = "10\.77\.1\.([0-9]+)"/addresses = ["10.77.1.\1", "10.77.2.\1"]/'
+    for host in stage.nodes.values():
+        script(stage, host, f"cp {CONFIG} /root/one-link.toml; sed -i -E '{twice}' {CONFIG}; {RESTART}")
+    try:
+        wait_for(lambda: well(stage), 120)
+        before = status(stage)["volumes"][0]
+        backup, observer = [host for host in stage.nodes.values() if host != before["server"]]
+
+        def seen() -> dict[str, Any]:
+            shown = hactl(stage, observer, "node", "show", backup, "--json")
+            return dict(json.loads(shown.stdout)) if shown.returncode == 0 else {"links": []}
+
+        wait_for(lambda: [link["state"] for link in seen()["links"]] == ["up", "up"])
+        stage.fault("cut", backup)
+        wait_for(lambda: [link["state"] for link in seen()["links"]] == ["silent", "up"])
+        now = seen()
+        assert now["state"] == "alive", now
+        assert not now["links"][0]["hears_us"] or now["links"][1]["hears_us"]
+        script(stage, backup, "ip link set lan down")
+        wait_for(lambda: "is down" in hactl(stage, backup, "node", "show", backup).stdout.decode())
+        script(stage, backup, "ip link set lan up")
+        stage.fault("heal", backup)
+        wait_for(lambda: [link["state"] for link in seen()["links"]] == ["up", "up"])
+        after = status(stage)["volumes"][0]
+        assert (after["server"], after["epoch"]) == (before["server"], before["epoch"])
+    finally:
+        stage.heal(print)
+        for host in stage.nodes.values():
+            script(stage, host, f"mv /root/one-link.toml {CONFIG}; {RESTART}")
+    wait_for(lambda: well(stage), 120)
+
+
+def boot_id(stage: LabStage, host: str) -> str:
+    """Of the running kernel; empty while the host does not answer."""
+    try:
+        return stage.exec(host, ["cat", "/proc/sys/kernel/random/boot_id"], timeout_s=10).stdout.decode().strip()
+    except LabError:
+        return ""
+
+
+def test_a_node_whose_daemon_hangs_with_a_volume_in_hand_is_reset_by_its_watchdog(stage: LabStage) -> None:
+    stage.heal(print)
+    host = str(status(stage)["volumes"][0]["server"])
+    section = 'printf "[watchdog]\\ndevice = \\"$(echo /dev/watchdog[0-9])\\"\\n"'
+    script(stage, host, f"cp {CONFIG} /root/no-watchdog.toml; {section} >> {CONFIG}; sync; {RESTART}")
+    try:
+        wait_for(lambda: well(stage), 120)
+        assert status(stage)["volumes"][0]["server"] != host, "a node moves its volumes away before it stops"
+        assert hactl(stage, host, "volume", "move", "v1", host).returncode == 0
+        wait_for(lambda: well(stage), 120)
+        assert json.loads(hactl(stage, host, "status", "--json").stdout)["watchdog"] == ""
+        before = boot_id(stage, host)
+        script(stage, host, "systemctl kill --signal=STOP --kill-who=main hactld")
+        wait_for(lambda: boot_id(stage, host) not in ("", before), 120)
+        wait_for(lambda: well(stage), 120)
+        assert status(stage)["volumes"][0]["server"] != host
+    finally:
+        stage.heal(print)
+        script(stage, host, f"mv /root/no-watchdog.toml {CONFIG}; {RESTART}")
+    wait_for(lambda: well(stage), 120)
