@@ -12,6 +12,8 @@ def judge_lock(history: History) -> tuple[Lock, tuple[Reason, ...]]:
     # Without the owner's word nobody knows until when it was held: then nothing was stolen, nor kept.
     held_until = owner.releasing_ms if owner else float("-inf")
     thefts = [a for a in attempts or () if a.outcome == "took" and a.done_ms < held_until]
+    if thefts and all(lapsed(history, theft.done_ms) for theft in thefts):
+        return Lock.STOLEN, ()
     if thefts:
         when = thefts[0].done_ms - history.fault_ms
         return Lock.STOLEN, (invalid(f"another client took the lock {when:+.0f} ms from the fault"),)
@@ -21,6 +23,18 @@ def judge_lock(history: History) -> tuple[Lock, tuple[Reason, ...]]:
         return Lock.LOST, (invalid(f"the client's kernel says: {history.kernel_complaints[0]}"),)
     doubts = lock_doubts(history, held_until)
     return (Lock.UNKNOWN, doubts) if doubts else (Lock.KEPT, ())
+
+
+def lapsed(history: History, at_ms: float) -> bool:
+    """Does the drill allow a client's lease to lapse, and was nothing acknowledged to it for so long before?
+
+    A server may give away the lock of a client that it could not hear for its whole lease (RFC 8881, 8.3).
+    """
+    lapse_ms = history.wanted.lease_lapse_ms
+    if lapse_ms is None:
+        return False
+    acks = [write.done_ms for write in history.writes or () if not write.error and write.done_ms <= at_ms]
+    return not acks or at_ms - max(acks) >= lapse_ms
 
 
 def lock_doubts(history: History, held_until: float) -> tuple[Reason, ...]:

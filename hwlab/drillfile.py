@@ -99,6 +99,7 @@ class Ending:
     """`server`: who may serve at the end; `ready`: who must be able to take over then.
 
     `moves_max`: how often the volume may have gone to another node. `stall_ms_max`: for the median over all runs.
+    `lease_lapse_s`: a lock may be lost when nothing was acknowledged to its owner for so long (its NFS lease).
     """
 
     server: str
@@ -107,6 +108,7 @@ class Ending:
     recoveries_min: int = 1
     moves_max: int | None = None
     stall_ms_max: float | None = None
+    lease_lapse_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +242,7 @@ def _end(table: _Table) -> Ending:
         recoveries_min=table.take("recoveries_min", int, 1),
         moves_max=table.take("moves_max", int, None) if "moves_max" in table else None,
         stall_ms_max=table.take("stall_ms_max", float, None) if "stall_ms_max" in table else None,
+        lease_lapse_s=table.take("lease_lapse_s", float, None) if "lease_lapse_s" in table else None,
     )
     table.finish()
     return ending

@@ -237,6 +237,8 @@ class Wanted:
     recoveries_min: int = 1
     moves_max: int | None = None
     """How often the volume may have gone to another holder."""
+    lease_lapse_ms: float | None = None
+    """A lock may go to another client when its owner was silent for so long: its NFS lease."""
     reads: bool = False
     """A reader was there: without its reads nothing is proven."""
 

@@ -362,6 +362,7 @@ class Run:
             recoveries_min=end.recoveries_min,
             moves_max=end.moves_max,
             reads=self._drill.load.reader,
+            lease_lapse_ms=None if end.lease_lapse_s is None else end.lease_lapse_s * 1000,
         )
 
     def _end(self) -> End | None:
