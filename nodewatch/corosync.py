@@ -212,7 +212,9 @@ def table(timing: Timing, totem: Totem) -> list[TimingRow]:
     cut = f"{shut} = lease_ms - gate_slack_ms after the last acknowledged heartbeat left, closed actively"
     rows.append(TimingRow("gate of a cut-off node closes", max(0, shut - 2 * beat), shut, cut))
     known = {row.phase for row in rows}
-    return rows + [row for row in timing.table() if row.phase.startswith("gate of ") and row.phase not in known]
+    return rows + [
+        row for row in timing.table() if row.phase.startswith(("gate of ", "watchdog ")) and row.phase not in known
+    ]
 
 
 def render_conf(cluster: str, nodes: Sequence[NodeConfig], key_file: str, token: int = TOKEN_MS) -> str:

@@ -202,17 +202,17 @@ def lift(leader: Node, node: Node) -> bool:
 def test_a_frozen_process_learns_that_it_is_barred_and_its_gate_is_latched(play: Callable[[Story], None]) -> None:
     async def story(cluster: Cluster) -> None:
         kernel = Kernel()
-        frozen = cluster["n3"]
+        chief = cluster.leader()
+        assert chief is not None
+        frozen = next(node for node in cluster.nodes if node is not chief)
         link = socket.socket(fileno=kernel.gate._socket.detach())
         frozen.client.gate("v1", link.fileno(), RENEW, CLOSE)
         link.close()
         await cluster.until("open", lambda: frozen.view.gates.get("v1") == "open")
         await cluster.until("renewals", lambda: kernel.seen.count(RENEW) > 5)
         assert CLOSE not in kernel.seen
-        chief = cluster.leader()
-        assert chief is not None and chief is not frozen
         frozen.signal(signal.SIGSTOP)
-        await cluster.until("safe", lambda: chief.view.nodes["n3"].safe_in_ms == 0)
+        await cluster.until("safe", lambda: chief.view.nodes[frozen.name].safe_in_ms == 0)
         frozen.signal(signal.SIGCONT)
         await cluster.until("barred", lambda: frozen.view.barred)
         assert kernel.seen[-1] == CLOSE
