@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import sys
 import time
@@ -23,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from hactl import controller, messages, parcel
+from hactl.changes import Changes
 from hactl.config import Config, load
+from hactl.configfile import ConfigFile
 from hactl.controller import Phase
 from hactl.errors import HaError, OutcomeUnknown, RequestRefused
 from hactl.interpret import Gate
@@ -39,11 +42,13 @@ from hactl.verbs import Verbs
 from hactl.volumes import VolumeSet
 from nodewatch._client import NodeWatchClient, NodeWatchUnreachable
 from nodewatch.view import View
+from nodewatch.wire import KEY_BYTES
 
 BEAT_S = 0.5
 TELL_S = 1.0
 SCAN_S = 5.0
 REQUEST_S = 10.0
+CHANGES = frozenset({"node-add", "node-remove", "key-rotate"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +136,13 @@ class Daemon:
             changed=self._changed,
             finished=self._finished,
         )
+        self.changes = Changes(
+            files=ConfigFile(config, paths.config, paths.stable),
+            watch=self.nodewatch,
+            send=self._send,
+            taken=self._configured,
+            log=self.journal.say,
+        )
         self.boot = uuid.uuid4().hex[:12]
         self._assign: Assign | None = None
         self._assign_at_ms = 0
@@ -169,7 +181,12 @@ class Daemon:
                 runtime.feed(controller.LeaseChanged(held=lease))
         if view.leader != self.config.me:
             self.leader.step_down()
+        self.changes.seen(view)
         self._dirty.set()
+
+    def _configured(self, config: Config) -> None:
+        """Another node, or another key: nothing that is served depends on it."""
+        self.config = self.volumes.config = config
 
     def _note_gates(self, view: View) -> None:
         """nodewatch opened a gate again by itself (a short lapse): neighbours and clients must hear of it."""
@@ -205,6 +222,8 @@ class Daemon:
                     waiting.set_result(message)
             case Rescan():
                 self._scan_now.set()
+            case messages.Offer() | messages.Known() | messages.Ask():
+                self.changes.take(sender, message, self.view)
             case messages.Finished():
                 self.records.append_foreign(message.takeover)
 
@@ -291,7 +310,7 @@ class Daemon:
             raise HaError("there is no leader now, so nothing can be changed; see `hactl status`")
         request = Request(ident=uuid.uuid4().hex, verb=verb, args=args)
         if leader == self.config.me:
-            return self.leader.request(request, self.facts())
+            return self._carry_out(request)
         waiting: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._replies[request.ident] = waiting
         self._send(leader, request)
@@ -311,10 +330,23 @@ class Daemon:
         try:
             if not self.leads():
                 raise RequestRefused(f"{self.config.me} is not the leader (any more); try again")
-            reply = Reply(ident=request.ident, error="", result=self.leader.request(request, self.facts()))
+            reply = Reply(ident=request.ident, error="", result=self._carry_out(request))
         except RequestRefused as refused:
             reply = Reply(ident=request.ident, error=str(refused), result={})
         self._send(sender, reply)
+
+    def _carry_out(self, request: Request) -> dict[str, str]:
+        """This node leads. Raises RequestRefused."""
+        facts = self.facts()
+        if request.verb not in CHANGES:
+            return self.leader.request(request, facts)
+        holding = {
+            name: [volume for volume, report in node.report.volumes.items() if report.holding]
+            for name, node in facts.nodes.items()
+            if node.report is not None
+        }
+        new_key = secrets.token_bytes(KEY_BYTES)
+        return self.changes.request(request.verb, request.args, self.view, holding, new_key)
 
     def stand_by(self, wanted: bool) -> None:
         """Let the leader move this node's volumes away and give it none, until told otherwise or started anew."""
@@ -402,6 +434,7 @@ class Daemon:
             self._send("*", self.report())
             if self.leads():
                 self.leader.decide(self.facts(), tell_anyway=True)
+            self.changes.tend(self.view)
             await self.volumes.tend()
 
     async def _look(self) -> None:

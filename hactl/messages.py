@@ -136,7 +136,36 @@ class Finished:
     takeover: dict[str, Any]
 
 
-Message = Report | Assign | Request | Reply | Rescan | Finished
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """The leader of `term` proposes a change of the configuration (`nodewatch.membership.Change.to_plain`): accept it.
+
+    `digest`: of what it leads to. `secret`: the key that it brings, in hex, or ""."""
+
+    term: int
+    change: dict[str, Any]
+    digest: str
+    secret: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """A change of the configuration: `chosen` = take it; else it is what was asked for."""
+
+    change: dict[str, Any]
+    digest: str
+    secret: str
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What is the change of that digest, which you accepted?"""
+
+    digest: str
+
+
+Message = Offer | Known | Ask | Report | Assign | Request | Reply | Rescan | Finished
 _KINDS: dict[str, type[Message]] = {
     "report": Report,
     "assign": Assign,
@@ -144,6 +173,9 @@ _KINDS: dict[str, type[Message]] = {
     "reply": Reply,
     "rescan": Rescan,
     "finished": Finished,
+    "offer": Offer,
+    "known": Known,
+    "ask": Ask,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 

@@ -68,11 +68,12 @@ class Takeover:
         return body
 
 
-def write_atomic(path: Path, text: str, *, stable: bool) -> None:
+def write_atomic(path: Path, text: str, *, stable: bool, mode: int = 0o644) -> None:
     """Replace a file as a whole; with `stable`, on disk before this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
-    with open(temporary, "w") as file:
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
+        os.fchmod(file.fileno(), mode)
         file.write(text)
         file.flush()
         if stable:

@@ -34,7 +34,9 @@ def cluster_status(
 ) -> dict[str, Any]:
     """One object for the whole cluster as this node sees it. `plan` and `blocked` are known on the leader only."""
     volumes = [_volume(name, facts, plan, blocked) for name in placement.volumes(facts)]
-    nodes = [_node(name, numbers[name], facts) for name in sorted(facts.nodes, key=lambda n: numbers[n])]
+    nodes = [
+        _node(name, numbers.get(name, 0), facts) for name in sorted(facts.nodes, key=lambda n: (numbers.get(n, 0), n))
+    ]
     return {
         "schema": 1,
         "cluster": cluster,

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from hactl import metrics
+from hactl import changes, metrics
 from hactl.api import Api, Args, Verb
 from hactl.errors import RequestRefused
 from hactl.explain import explain_key
@@ -17,7 +17,9 @@ from hactl.status import cluster_status, node_reasons
 if TYPE_CHECKING:
     from hactl.daemon import Daemon
 
-CHANGING = frozenset({"move", "start", "stop", "fence", "unfence", "rescan", "drain", "resume"})
+CHANGING = frozenset(
+    {"move", "start", "stop", "fence", "unfence", "rescan", "drain", "resume", "node-add", "node-remove", "key-rotate"}
+)
 WATCH_S = 1.0
 WATCH_LINES = 12
 
@@ -42,6 +44,9 @@ class Verbs:
             "rescan": self.rescan,
             "drain": self.stand_by(True),
             "resume": self.stand_by(False),
+            "node-add": self.command("node-add"),
+            "node-remove": self.command("node-remove"),
+            "key-rotate": self.command("key-rotate"),
         }
         return Api(verbs, {"watch": self.watch, "events": self.events}, CHANGING)
 
@@ -70,6 +75,7 @@ class Verbs:
             problems=tuple(self._problems()),
         )
         state["lease_left_ms"] = view.lease_left_ms
+        state["config"] = changes.progress(view, daemon.config.cluster)
         state["evidence"] = {name: node.why for name, node in view.nodes.items()}
         state["links"] = link_states(view)
         state["watchdog"] = view.watchdog
@@ -79,9 +85,12 @@ class Verbs:
         daemon = self._daemon
         view = daemon.view
         problems = [f"{device}: {why}" for device, why in sorted(daemon.volumes.strange.items())]
+        problems += [text for text in (daemon.changes.removed, daemon.changes.trouble) if text]
+        problems += changes.problems(view, daemon.config.cluster)
         problems += [
             f"node {name} has another hactl.toml: make them equal, restart hactl-nodewatch there"
             for name in view.config_mismatch
+            if not 0 < view.nodes[name].config_version < view.config.version
         ]
         problems += list(view.conflict)
         problems += [f"watchdog of {view.me}: {view.watchdog}"] if view.watchdog else []

@@ -42,15 +42,16 @@ def serve(lab: Lab, say: Progress) -> None:
     LabError (LabLost where a host does not answer) names the step that did not get there, and what it saw.
     """
     volume = lab.topology.volume
-    nodes = with_role(lab, Role.NODE)
+    installed = with_role(lab, Role.NODE)
+    nodes = [host for host in installed if host.name not in lab.topology.spare]
     if volume is None or not nodes:
         raise LabError(f"topology {lab.topology.name} has no [volume] or no nodes: nothing to serve")
     started = time.monotonic()
     undo_faults(lab, say)
     lab.up(say)
     undo_commands(lab)
-    install(nodes, say)
-    wait_for_disks(lab, nodes, say)
+    install(installed, say)
+    wait_for_disks(lab, installed, say)
     configure(nodes, say, engine_options(lab.topology))
     start_engine(nodes, say, lab.topology.engine)
     start_daemons(nodes, say)

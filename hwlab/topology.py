@@ -95,6 +95,8 @@ class Topology:
     """What hactl's node watch runs on; empty = its default."""
     token_ms: int = 0
     """Of corosync, where it is the engine; 0 = what hactl recommends."""
+    spare: tuple[str, ...] = ()
+    """Nodes that have everything installed, and are in no cluster at first."""
 
     def with_role(self, role: Role) -> tuple[HostSpec, ...]:
         """The hosts of one kind, in the file's order."""
@@ -155,6 +157,7 @@ def parse(text: str, where: str) -> Topology:
         power=table.take("power", dict, {}),
         engine=table.take("engine", str, "") or "",
         token_ms=table.take("token_ms", int, 0) or 0,
+        spare=tuple(table.take("spare", list, [])),
     )
     table.finish()
     _check(topology, where)
@@ -256,6 +259,10 @@ def _check(topology: Topology, where: str) -> None:
                 raise TopologyError(f"{where}: host {host.name} is on network {network!r}, which is not listed")
             if _address(where, host.name, address) not in topology.networks[network]:
                 raise TopologyError(f"{where}: {host.name}'s {address} is not in {topology.networks[network]}")
+    nodes = [host.name for host in topology.with_role(Role.NODE)]
+    for name in topology.spare:
+        if name not in nodes:
+            raise TopologyError(f"{where}: spare {name!r} is no host with role node")
     if topology.luns and len(topology.with_role(Role.TARGET)) != 1:
         raise TopologyError(f"{where}: logical units need exactly one host with role target")
     if topology.volume is not None:

@@ -96,6 +96,8 @@ def render_config(
         f"name = {_quoted(cluster)}",
         f"uuid = {_quoted(ident)}",
         f"key_file = {_quoted(str(directory / 'cluster.key'))}",
+        "# Counted up by `hactl node add | remove | replace` and `hactl key rotate`.",
+        "version = 1",
     ]
     if token is not None:
         parts += [

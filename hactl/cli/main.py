@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from hactl import __version__
+from hactl.cli.changecmd import key
 from hactl.cli.clustercmd import events, fence, history, keys, status, timing, unfence, watch
 from hactl.cli.corosynccmd import corosync_conf
 from hactl.cli.diskcmd import check, volume_add
@@ -24,7 +25,9 @@ def main() -> None:
 
 
 volume.add_command(volume_add)
-for command in (init, node, volume, status, watch, keys, fence, unfence, history, events, check, timing, corosync_conf):
+for command in (
+    init, node, key, volume, status, watch, keys, fence, unfence, history, events, check, timing, corosync_conf,
+):  # fmt: skip
     main.add_command(command)
 
 if __name__ == "__main__":

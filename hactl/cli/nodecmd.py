@@ -27,8 +27,14 @@ def node() -> None:
 def node_list(json_wanted: bool) -> None:
     """Every configured node, whether it is heard, and whether it could take over."""
     state = ask("status")
+    versions = state.get("config", {}).get("versions", {})
     each = [
-        {**one, "evidence": state["evidence"].get(one["name"], ""), "links": state["links"].get(one["name"], [])}
+        {
+            **one,
+            "evidence": state["evidence"].get(one["name"], ""),
+            "links": state["links"].get(one["name"], []),
+            "config_version": versions.get(one["name"]),
+        }
         for one in state["nodes"]
     ]
     text = render.nodes(each)

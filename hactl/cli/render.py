@@ -78,12 +78,18 @@ def volumes(each: list[dict[str, Any]]) -> str:
 
 
 def nodes(each: list[dict[str, Any]]) -> str:
-    head = ("NODE", "NUMBER", "STATE", "DAEMON", "READY", *(["LINKS"] if any("links" in n for n in each) else []))
-    rows = [
-        (n["name"], n["number"], n["state"], n["daemon"], n["ready"], " ".join(n.get("links", [])))[: len(head)]
-        for n in each
-    ]
-    return table(head, rows)
+    columns = {
+        "NODE": [n["name"] for n in each],
+        "NUMBER": [n["number"] for n in each],
+        "STATE": [n["state"] for n in each],
+        "DAEMON": [n["daemon"] for n in each],
+        "READY": [n["ready"] for n in each],
+    }
+    if any("links" in n for n in each):
+        columns["LINKS"] = [" ".join(n.get("links", [])) for n in each]
+    if any("config_version" in n for n in each):
+        columns["CONFIG"] = [n.get("config_version") for n in each]
+    return table(list(columns), list(zip(*columns.values(), strict=True)))
 
 
 def node(one: dict[str, Any]) -> str:

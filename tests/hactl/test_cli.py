@@ -356,3 +356,74 @@ def test_timing_of_the_corosync_engine_has_its_own_table(tmp_path: Path, monkeyp
     assert result.exit_code == 0 and "no corosync here" in result.stderr
     rows = {row["phase"]: row for row in json.loads(result.stdout)}
     assert rows["detect a node that is lost"]["worst_ms"] == 980
+
+
+CONFIG_STATE: dict[str, Any] = {
+    "version": 2,
+    "digest": "00",
+    "change": None,
+    "accepted_by": [],
+    "chosen": False,
+    "versions": {"n1": 2, "n4": 0},
+    "behind": [],
+    "keys": [],
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "c"
+    assert run("init", "--cluster", "demo", "--node", "n1=1,192.0.2.11", "--dir", str(path)).exit_code == 0
+    return path / "hactl.toml"
+
+
+ADD = ("node", "add", "n4", "--number", "4", "--address", "192.0.2.14")
+
+
+def test_a_new_nodes_configuration_is_printed_and_nothing_is_changed(config: Path) -> None:
+    before = config.read_text()
+    result = run(*ADD, "--prepare", "--config", str(config))
+    made = parse_config(result.output)
+    assert (made.version, made.previous) == (2, parse_config(before).digest().hex())
+    assert [node.name for node in made.nodes] == ["n1", "n4"]
+    assert config.read_text() == before
+
+
+def test_adding_a_node_tells_the_steps_and_what_to_do_on_the_new_host(daemon: dict[str, Any], config: Path) -> None:
+    daemon["node-add"] = {"ok": True, "result": {"version": "2", "what": "add n4 (number 4)"}}
+    daemon["status"] = {"ok": True, "result": {**STATE, "config": CONFIG_STATE}}
+    result = run(*ADD, "--config", str(config))
+    assert result.exit_code == 0, result.output
+    assert "version 2 is in force" in result.output and "systemctl enable --now" in result.output
+    told = CliRunner().invoke(main, [*ADD, "--config", str(config), "--json"])
+    assert json.loads(told.stdout)["unheard"] == ["n4"]
+
+
+def test_a_change_that_takes_too_long_is_neither_done_nor_refused(daemon: dict[str, Any], config: Path) -> None:
+    daemon["node-add"] = {"ok": True, "result": {"version": "2", "what": "add n4 (number 4)"}}
+    slow = {**CONFIG_STATE, "version": 1, "change": "add n4 (number 4)", "accepted_by": ["n1"]}
+    daemon["status"] = {"ok": True, "result": {**STATE, "config": slow}}
+    result = run(*ADD, "--config", str(config), "--timeout", "0")
+    assert result.exit_code == 3
+    assert "accepted by n1" in result.output and "goes on by itself" in result.output
+
+
+def test_a_new_key_is_done_when_only_it_counts(daemon: dict[str, Any]) -> None:
+    daemon["key-rotate"] = {"ok": True, "result": {"version": "2", "what": "keys a (seals) and b"}}
+    between = {**CONFIG_STATE, "version": 4, "keys": ["b", "a"]}
+    daemon["status"] = {"ok": True, "result": {**STATE, "config": between}}
+    assert run("key", "rotate", "--timeout", "0").exit_code == 3
+    daemon["status"]["result"]["config"] = {**between, "keys": ["b"]}
+    assert run("key", "rotate", "--timeout", "0").exit_code == 0
+
+
+def test_wrong_input_for_a_new_node_is_a_usage_error(config: Path) -> None:
+    for wrong in (
+        ("n1", "4", "192.0.2.14"),
+        ("n4", "1", "192.0.2.14"),
+        ("n4", "4", "here"),
+        ("n 4", "4", "192.0.2.14"),
+    ):
+        name, number, address = wrong
+        words = ["node", "add", name, "--number", number, "--address", address, "--config", str(config)]
+        assert run(*words).exit_code == 2, wrong

@@ -10,7 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hactl import messages
-from hactl.messages import Assign, Assignment, Finished, Message, Order, Reply, Report, Request, Rescan, VolumeReport
+from hactl.messages import (
+    Ask,
+    Assign,
+    Assignment,
+    Finished,
+    Known,
+    Message,
+    Offer,
+    Order,
+    Reply,
+    Report,
+    Request,
+    Rescan,
+    VolumeReport,
+)
 
 WORD = Assignment(order=Order(term=3, number=4), node="n2", wait_ms=900, cause="x", source="n1", leader="n3")
 SEEN = VolumeReport(
@@ -32,6 +46,9 @@ EACH: list[Message] = [
     Reply(ident="i", error="", result={"target": "n2"}),
     Rescan(),
     Finished(takeover={"volume": "v1"}),
+    Offer(term=3, change={"version": 2}, digest="d", secret="s"),
+    Known(change={"version": 2}, digest="d", secret="", chosen=True),
+    Ask(digest="d"),
 ]
 
 

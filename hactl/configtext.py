@@ -1,0 +1,71 @@
+"""hactl.toml edited: one change in, the new text out. Comments, order and what is this host's own stay as they are.
+
+tomlkit keeps the text; `nodewatch.config` remains the only parser that decides what it means.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import AoT, Table
+
+from hactl.errors import ConfigError
+from nodewatch.config import ClusterConfig, NodeConfig, parse_config
+from nodewatch.config import ConfigError as ParseError
+from nodewatch.membership import Change, ChangeRefused
+
+
+def changed(text: str, change: Change) -> tuple[str, ClusterConfig]:
+    """The new text, and what it means. Raises ConfigError when the change does not fit the text, or when the result
+    is not what the change makes of the configuration that the text stands for."""
+    try:
+        before = parse_config(text)
+        wanted = change.applied(before)
+        edited = _edited(text, before, change)
+        found = parse_config(edited)
+    except (ParseError, ChangeRefused, TOMLKitError) as wrong:
+        raise ConfigError(f"the change to version {change.version} does not fit hactl.toml here: {wrong}") from wrong
+    if found != wanted:
+        raise ConfigError(f"the change to version {change.version} would make something else of hactl.toml here")
+    return edited, found
+
+
+def _edited(text: str, before: ClusterConfig, change: Change) -> str:
+    document = tomlkit.parse(text)
+    cluster: Any = document["cluster"]
+    cluster["version"] = change.version
+    cluster["previous"] = change.previous
+    if change.keys:
+        cluster["keys"] = list(change.keys)
+    nodes = document["node"]
+    if not isinstance(nodes, AoT):
+        raise ConfigError("nodes must be written as [[node]] sections to be changed while the cluster runs")
+    if change.add is not None:
+        nodes.append(_table(change.add))
+    if change.remove:
+        names = [node.number for node in before.nodes]
+        del nodes[names.index(change.remove)]
+    return tomlkit.dumps(document)
+
+
+def _table(node: NodeConfig) -> Table:
+    table = tomlkit.table()
+    table["name"] = node.name
+    table["number"] = node.number
+    if node.further:
+        table["addresses"] = list(node.addresses)
+    else:
+        table["address"] = node.address
+    table.add(tomlkit.nl())
+    return table
+
+
+def for_node(text: str, name: str) -> str:
+    """The file for another host: where it says which node this host is, it says the other name."""
+    document = tomlkit.parse(text)
+    cluster: Any = document["cluster"]
+    if "this" in cluster:
+        cluster["this"] = name
+    return tomlkit.dumps(document)
