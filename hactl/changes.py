@@ -281,7 +281,7 @@ class Changes:
                 f"--force only if this is the same host again"
             )
         alive = [name for name, node in view.nodes.items() if node.state == "alive"]
-        needed = majority(len(view.nodes) + 1)
+        needed = majority(self.files.cluster.votes + 1)
         if len(alive) < needed and not force:
             raise RequestRefused(
                 f"of {len(view.nodes) + 1} nodes {needed} must be heard, and {len(alive)} are: the cluster would stop "
@@ -306,10 +306,10 @@ class Changes:
         if node.state != "alive" and not (node.confirmed and node.safe_in_ms == 0):
             raise RequestRefused(f"{name} is not heard, and it is not yet sure that it serves nothing; try again")
         left = [other for other, each in view.nodes.items() if each.state == "alive" and other != name]
-        count = len(view.nodes) - 1
-        if len(left) < majority(count):
+        count, votes = len(view.nodes) - 1, self.files.cluster.votes - 1
+        if len(left) < majority(votes):
             raise RequestRefused(f"of the {count} nodes left only {len(left)} are heard: the cluster would stop")
-        if count <= 2 and not force:
+        if votes <= 2 and not force:
             raise RequestRefused(f"{count} nodes survive the loss of none; add a node first, or repeat with --force")
         number = next(each.number for each in self.files.cluster.nodes if each.name == name)
         return Change(**self._from_here(), remove=number)
@@ -320,6 +320,11 @@ class Changes:
             raise RequestRefused(
                 f"{', '.join(silent)} is not heard and would be locked out by a new key: bring it up, or remove it"
             )
+        mute = [node.name for node in self.files.cluster.nodes if node.votes_only]
+        if mute:
+            raise RequestRefused(
+                f"{', '.join(mute)} only votes, and has no hactld to take a new key: remove it first, then add it again"
+            )
         if len(self.files.cluster.keys) > 1:
             raise RequestRefused("a key is being changed already")
         present = self.files.counting_keys()[0]
@@ -328,11 +333,18 @@ class Changes:
 
 
 def addition(cluster: ClusterConfig, args: dict[str, str]) -> Change:
-    """The change that adds a node: `node`, `number`, `addresses` (a comma between them). Raises RequestRefused."""
+    """The change that adds a node: `node`, `number`, `addresses` (a comma between them), `votes_only`. Raises
+    RequestRefused."""
     first, *further = [address.strip() for address in args.get("addresses", "").split(",")]
     if not args.get("number", "").isdigit():
         raise RequestRefused("a node needs a number from 1 to 4095 that no node ever had")
-    new = NodeConfig(name=args.get("node", ""), number=int(args["number"]), address=first, further=tuple(further))
+    new = NodeConfig(
+        name=args.get("node", ""),
+        number=int(args["number"]),
+        address=first,
+        further=tuple(further),
+        votes_only=args.get("votes_only") == "yes",
+    )
     return Change(version=cluster.version + 1, previous=cluster.digest().hex(), add=new)
 
 

@@ -58,6 +58,8 @@ def _table(node: NodeConfig) -> Table:
         table["addresses"] = list(node.addresses)
     else:
         table["address"] = node.address
+    if node.votes_only:
+        table["votes_only"] = True
     table.add(tomlkit.nl())
     return table
 

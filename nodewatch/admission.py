@@ -191,6 +191,13 @@ class Admission:
         session = known if known is not None else self._session(header, my_seq)
         body = session.open(datagram, header.seq)
         if body is None:
+            if right_source:
+                sentence = (
+                    f"packets from the address of {peer.name} are sealed with a key that does not count here: if the "
+                    f"cluster key was changed while a node was away, copy hactl.toml and cluster.key from one that is "
+                    f"in the cluster and restart hactl-nodewatch"
+                )
+                self._conflict(("key", header.sender), sentence, now_ms)
             return wire.WRONG_KEY
         if not right_source:
             configured = peer.addresses[link] if link < len(peer.addresses) else "nothing"

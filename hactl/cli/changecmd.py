@@ -35,6 +35,7 @@ _address = click.option(
 @click.argument("name")
 @_number
 @_address
+@click.option("--votes-only", is_flag=True, help="It runs hactl-nodewatch alone, and never has a volume.")
 @click.option("--prepare", is_flag=True, help="Change nothing: print the hactl.toml for the new node.")
 @_force
 @_timeout
@@ -44,6 +45,7 @@ def node_add(
     name: str,
     number: int,
     addresses: tuple[str, ...],
+    votes_only: bool,
     prepare: bool,
     force: bool,
     timeout_s: float,
@@ -55,7 +57,7 @@ def node_add(
     Best in this order: print its hactl.toml with --prepare, put that and cluster.key on the new host (by scp,
     mode 0600), start its daemons, then give this command without --prepare: the new node counts at once.
     """
-    args = {"node": name, "number": str(number), "addresses": ",".join(addresses)}
+    args = {"node": name, "number": str(number), "addresses": ",".join(addresses), "votes_only": _word(votes_only)}
     text = _prepared(config, args)
     if prepare:
         click.echo(text, nl=False)

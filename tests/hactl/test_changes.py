@@ -75,6 +75,12 @@ def test_a_change_keeps_comments_and_what_is_this_hosts_own() -> None:
     assert [line for line in text.splitlines() if "#" in line] == kept
 
 
+def test_a_node_that_only_votes_is_written_as_one() -> None:
+    before = parse_config(TEXT)
+    text, config = changed(TEXT, change(before, add=replace(N4, votes_only=True)))
+    assert config.nodes[-1].votes_only and "votes_only = true" in text
+
+
 def test_the_file_for_a_new_host_says_that_it_is_that_host() -> None:
     text, _ = changed(TEXT, change(parse_config(TEXT), add=N4))
     assert parse_config(for_node(text, "n4")).this == "n4"

@@ -152,8 +152,16 @@ class ChangingNode(SimNode):
 class ChangingSimulation(Simulation):
     node_type = ChangingNode
 
-    def __init__(self, seed: int, *, core: type[NodeWatch] = NodeWatch, hosts: int = HOSTS, members: int = MEMBERS):
-        super().__init__(seed, nodes=hosts, core=core)
+    def __init__(
+        self,
+        seed: int,
+        *,
+        core: type[NodeWatch] = NodeWatch,
+        hosts: int = HOSTS,
+        members: int = MEMBERS,
+        witness: int = 0,
+    ) -> None:
+        super().__init__(seed, nodes=hosts, core=core, witness=witness)
         self.hosts: dict[int, ChangingNode] = dict(self.nodes)  # type: ignore[misc]
         first = tuple(node for node in self.config.nodes if node.number <= members)
         self.newest = replace(self.config, nodes=first)
@@ -233,9 +241,9 @@ class ChangingSimulation(Simulation):
 
 def run_changing_seed(seed: int, core: type[NodeWatch] = NodeWatch, *, storms: int = 5) -> ChangingSimulation:
     """One seed from start to recovery, with a wish for a change every few seconds. Raises Violation."""
-    sim = ChangingSimulation(seed, core=core, members=(3, 3, 4, 5, 2)[seed % 5])
-    if seed % 5 == 4:
-        sim.smallest = 2
+    members, witness, smallest = ((3, 0, 3), (3, 0, 3), (4, 0, 3), (4, 1, 3), (5, 0, 3), (2, 0, 2), (2, 1, 2))[seed % 7]
+    sim = ChangingSimulation(seed, core=core, members=members, witness=witness)
+    sim.smallest = smallest
     sim.wishes = [3000.0 + 1500.0 * count for count in range(storms * 5000 // 1500)]
     whole = misfortune(sim, storms=storms)
     sim.run_until(whole)

@@ -101,10 +101,10 @@ def test_a_wrong_key_is_counted_and_logged_once_a_minute_per_source() -> None:
     entrance = door()
     stranger = Cipher(bytes(32), UUID, 2, 7)
     for seq in range(1, 10):
-        assert knock(entrance, stranger.seal(seq, heartbeat(0, 0))) is None
+        assert entrance.admit("10.0.0.9", stranger.seal(seq, b""), now_ms=10_000, my_seq=MY_SEQ) is None
     assert entrance.drops == {wire.WRONG_KEY: 9}
     assert len(entrance.warnings) == 1
-    entrance.admit("10.0.0.2", stranger.seal(99, b""), now_ms=80_000, my_seq=1)
+    entrance.admit("10.0.0.9", stranger.seal(99, b""), now_ms=80_000, my_seq=1)
     assert len(entrance.warnings) == 2
 
 
@@ -179,3 +179,28 @@ def test_an_authentic_peer_that_talks_nonsense_cannot_crash_the_node(body: bytes
 
 
 NONSENSE_SEQS = list(range(1_000_000, 1_010_000))[::-1]
+
+
+def test_a_key_that_does_not_count_is_told_with_the_remedy_when_it_comes_from_a_known_address() -> None:
+    entrance = door()
+    foreign = Cipher(bytes(32), UUID, 2, 7).seal(1, heartbeat(MY_GENERATION, 10))
+    assert entrance.admit("10.77.1.99", foreign, now_ms=5, my_seq=20) is None
+    assert entrance.conflicts(5) == ()
+    assert entrance.admit(PEER.address, foreign, now_ms=5, my_seq=20) is None
+    assert "copy hactl.toml and cluster.key" in entrance.conflicts(5)[0]
+
+
+def test_either_of_two_keys_opens_and_a_dropped_one_does_not() -> None:
+    new = bytes(32)
+    entrance = door()
+    entrance.configure((KEY, new), [PEER])
+    assert entrance.admit(PEER.address, frame(1), now_ms=5, my_seq=20) is not None
+    sealed_anew = Cipher(new, UUID, 2, 7)
+    assert (
+        entrance.admit(PEER.address, sealed_anew.seal(2, heartbeat(MY_GENERATION, 10)), now_ms=6, my_seq=20) is not None
+    )
+    entrance.configure((new,), [PEER])
+    assert entrance.admit(PEER.address, frame(3), now_ms=7, my_seq=20) is None
+    assert (
+        entrance.admit(PEER.address, sealed_anew.seal(4, heartbeat(MY_GENERATION, 10)), now_ms=8, my_seq=20) is not None
+    )

@@ -19,7 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from nodewatch import keyring
 from nodewatch._client import NodeWatchClient, NodeWatchUnreachable
+from nodewatch.config import ClusterConfig, parse_config
+from nodewatch.membership import Change
 from nodewatch.view import View
 from nodewatch.wire import Cipher
 
@@ -308,6 +311,61 @@ def test_garbage_and_wrong_keys_are_counted_and_change_nothing(play: Callable[[S
         assert all(node.state == "alive" for node in target.view.nodes.values())
 
     play(story)
+
+
+async def change_all(cluster: Cluster, change: Change, config: ClusterConfig, nodes: list[Node]) -> ClusterConfig:
+    """What the hactlds do: propose, accept, and once it is chosen and safe, take it."""
+    chief = cluster.leader(tuple(node.name for node in nodes))
+    assert chief is not None
+    following = change.applied(config)
+    digest = following.digest().hex()
+    await cluster.until("a change can be proposed", lambda: not chief.view.config.blocked)
+    chief.client.propose(change.to_plain(), digest)
+    for node in nodes:
+        if node is not chief:
+            node.client.accept(chief.view.term, change.to_plain(), digest)
+    await cluster.until("chosen", lambda: chief.view.config.safe_in_ms == 0)
+    for node in nodes:
+        node.client.reconfigure(change.to_plain())
+    return following
+
+
+def test_the_configuration_changes_in_place_with_a_new_key_and_without_a_node(play: Callable[[Story], None]) -> None:
+    async def story(cluster: Cluster) -> None:
+        third = next(node for node in reversed(cluster.nodes) if node is not cluster.leader())
+        home = third.config.parent
+        config = parse_config(third.config.read_text())
+        generations = {node.name: node.view.generation for node in cluster.nodes}
+        new = bytes(32)
+        (home / "key").write_text(f"{KEY.hex()}\n{new.hex()}\n")
+        for keys in ((KEY, new), (new, KEY), (new,)):
+            step = Change(
+                version=config.version + 1,
+                previous=config.digest().hex(),
+                keys=tuple(keyring.key_id(key) for key in keys),
+            )
+            config = await change_all(cluster, step, config, cluster.nodes)
+            await cluster.until("all made it", lambda v=config.version: all_at(cluster, v))
+        (home / "key").write_text(new.hex())
+        left = [node for node in cluster.nodes if node is not third]
+        for node in left:
+            node.views.clear()
+        step = Change(version=config.version + 1, previous=config.digest().hex(), remove=third.number)
+        config = await change_all(cluster, step, config, left)
+        await cluster.until("two nodes", lambda: all(len(node.view.nodes) == 2 for node in left))
+        await cluster.until("no lease outside", lambda: third.view.lease_left_ms == 0)
+        for node in left:
+            assert node.view.generation == generations[node.name]
+            assert all(view.lease_left_ms > 0 and view.leader for view in node.views), "a lease lapsed"
+
+    play(story)
+
+
+def all_at(cluster: Cluster, version: int) -> bool:
+    views = [node.view for node in cluster.nodes]
+    return all(view.config.version == version and view.lease_left_ms for view in views) and all(
+        other.config_version == version for view in views for other in view.nodes.values()
+    )
 
 
 def test_an_observer_sees_but_may_not_command(play: Callable[[Story], None]) -> None:
