@@ -5,6 +5,7 @@ tomlkit keeps the text; `nodewatch.config` remains the only parser that decides 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import tomlkit
@@ -15,6 +16,9 @@ from hactl.errors import ConfigError
 from nodewatch.config import ClusterConfig, NodeConfig, parse_config
 from nodewatch.config import ConfigError as ParseError
 from nodewatch.membership import Change, ChangeRefused
+
+_CLUSTER = re.compile(r"^[ \t]*\[[ \t]*cluster[ \t]*\][^\n]*", re.MULTILINE)
+_VERSION = re.compile(r"^[ \t]*\"?version\"?[ \t]*=[^\n]*", re.MULTILINE)
 
 
 def changed(text: str, change: Change) -> tuple[str, ClusterConfig]:
@@ -33,7 +37,7 @@ def changed(text: str, change: Change) -> tuple[str, ClusterConfig]:
 
 
 def _edited(text: str, before: ClusterConfig, change: Change) -> str:
-    document = tomlkit.parse(text)
+    document = tomlkit.parse(_with_places(text, ("version", "previous", *(["keys"] if change.keys else []))))
     cluster: Any = document["cluster"]
     cluster["version"] = change.version
     cluster["previous"] = change.previous
@@ -48,6 +52,16 @@ def _edited(text: str, before: ClusterConfig, change: Change) -> str:
         names = [node.number for node in before.nodes]
         del nodes[names.index(change.remove)]
     return tomlkit.dumps(document)
+
+
+def _with_places(text: str, names: tuple[str, ...]) -> str:
+    """A line for each name in [cluster], where it has none, behind `version` or the heading: appended ones would stand
+    behind the comment of the section that follows."""
+    cluster: Any = tomlkit.parse(text)["cluster"]
+    missing = [name for name in names if name not in cluster]
+    lines = "".join(f"\n{name} = 0" for name in missing)
+    behind = _CLUSTER if "version" in missing else _VERSION
+    return behind.sub(lambda found: found.group(0) + lines, text, count=1)
 
 
 def _table(node: NodeConfig) -> Table:

@@ -107,9 +107,11 @@ def node_replace(
     _prepared(config, args)
     removal: tuple[str, dict[str, str]] = ("node-remove", {"node": old, "force": "yes"})
     steps = [("node-add", args), removal] if known[old]["state"] == "alive" else [removal, ("node-add", args)]
+    began = time.monotonic()
     for verb, each in steps:
         result = _carry_out(verb, timeout_s, json_wanted, each)
-    _finish(result, json_wanted)
+    seconds = round(time.monotonic() - began, 1)
+    _finish({**result, "what": f"replace {old} by {new} (number {number})", "seconds": seconds}, json_wanted)
 
 
 @click.group()

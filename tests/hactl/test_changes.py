@@ -73,12 +73,20 @@ def test_a_change_keeps_comments_and_what_is_this_hosts_own() -> None:
     assert (config.version, config.this, [node.name for node in config.nodes]) == (4, "n1", ["n1", "n2", "n4"])
     kept = [line for line in TEXT.splitlines() if "#" in line]
     assert [line for line in text.splitlines() if "#" in line] == kept
+    head = [line.partition(" =")[0] for line in text.split("[[node]]")[0].splitlines()[2:] if line]
+    assert head == ["name", "uuid", "key_file", "version", "keys", "previous", "this"]
 
 
 def test_a_node_that_only_votes_is_written_as_one() -> None:
     before = parse_config(TEXT)
     text, config = changed(TEXT, change(before, add=replace(N4, votes_only=True)))
     assert config.nodes[-1].votes_only and "votes_only = true" in text
+
+
+def test_a_file_without_a_version_gets_one_at_the_head() -> None:
+    plain = TEXT.replace("version = 1\n", "")
+    text, config = changed(plain, change(parse_config(plain), remove=3))
+    assert "[cluster]\nversion = 2\nprevious = " in text and config.version == 2
 
 
 def test_the_file_for_a_new_host_says_that_it_is_that_host() -> None:
