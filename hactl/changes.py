@@ -70,6 +70,8 @@ class Changes:
     """Why this node cannot take the change that it was given."""
     _told: dict[str, Change] = field(default_factory=dict)
     _acted_on: object = None
+    _dropped: tuple[str, ...] = ()
+    """The one key for which the key file was looked through."""
 
     # -- what comes in -------------------------------------------------------------------------------------------
 
@@ -229,9 +231,13 @@ class Changes:
 
     def _drop_old_key(self, view: View) -> None:
         """The last step was made. (A key behind those that count is one that was only offered yet.)"""
-        keys, counting = self.files.keys(), self.files.cluster.keys
-        if len(counting) == 1 and len(keys) > 1 and key_id(keys[-1]) == counting[0] and view.config.accepted is None:
+        counting = self.files.cluster.keys
+        if len(counting) != 1 or view.config.accepted is not None or self._dropped == counting:
+            return
+        keys = self.files.keys()
+        if len(keys) > 1 and key_id(keys[-1]) == counting[0]:
             self.files.drop_keys()
+        self._dropped = counting
 
     def _tell(self, to: str, change: Change, digest: str, *, chosen: bool) -> None:
         secret = self.files.secret_for(change)

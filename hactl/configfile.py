@@ -29,7 +29,7 @@ class ConfigFile:
 
     def __init__(self, config: Config, path: Path, stable: Path) -> None:
         self.config = config
-        self._path = path.resolve()
+        self._path = path
         self._changes_path = stable / "changes.json"
         self.changes = self._load()
         """By the version that each led to."""
@@ -49,7 +49,7 @@ class ConfigFile:
         keyring.choose(self.keys(), cluster.keys)
         kept = sorted({**self.changes, change.version: change}.items())[-CHANGES_KEPT:]
         write_atomic(self._changes_path, json.dumps([each.to_plain() for _, each in kept]), stable=True)
-        write_atomic(self._path, text, stable=True, mode=_TEXT_MODE)
+        write_atomic(self._path.resolve(), text, stable=True, mode=_TEXT_MODE)
         self.changes = dict(kept)
         self.config = replace(self.config, cluster=cluster)
 
