@@ -280,7 +280,7 @@ class NodeWatch:
             self._daemon.deadline_ms(now) if self._daemon.state(now) == self._daemon_state else now,
             None if self._election.leader else self._election.deadline_ms(self._observed(now)),
             self._shut_by_ms(now) if self._serving else None,
-            self._prober.deadline_ms(),
+            self._prober.deadline_ms(now, found),
             self._witness.deadline_ms(),
         ):
             if candidate is not None and candidate < found:

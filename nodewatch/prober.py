@@ -109,10 +109,13 @@ class Prober:
         self._favours: list[_Favour] = []
         self._count = 0
         self._short_ms: int | None = None
+        self._quiet_until_ms = 0
+        """When last looked, nobody was to be asked for silence before that; what is heard makes it only later."""
 
     def configure(self, peers: Iterable[int]) -> None:
         """The configured nodes changed; the detector knows already. What concerns one that left is dropped."""
         self._peers = tuple(peers)
+        self._quiet_until_ms = 0
         for known in (self.silences, self._debts, self._answered_ms):
             for peer in [peer for peer in known if peer not in self._peers]:
                 del known[peer]
@@ -172,11 +175,14 @@ class Prober:
 
     def due(self, now_ms: int) -> list[Probe]:
         """What is to be sent now."""
+        if self._quiet_before(now_ms + 1):
+            return []
         found: list[Probe] = []
         for peer in self._peers:
             ask_at = self._ask_at(peer)
             if ask_at is not None and now_ms >= ask_at:
                 found += self._ask(peer, now_ms)
+        self._look(now_ms)
         for peer, debt in list(self._debts.items()):
             if now_ms >= debt.until_ms:
                 del self._debts[peer]
@@ -187,11 +193,28 @@ class Prober:
                     found.append(Ask(peer, False))
         return found
 
-    def deadline_ms(self) -> int | None:
-        """When `due` will have something to say."""
+    def deadline_ms(self, now_ms: int, before_ms: int) -> int | None:
+        """When `due` will have something to say, if that is before `before_ms`."""
+        if self._quiet_before(before_ms):
+            return None
         waiting = [debt.next_ms for debt in self._debts.values()]
-        waiting += [at for peer in self._peers if (at := self._ask_at(peer)) is not None]
+        first = self._look(now_ms)
+        if first is not None:
+            waiting.append(first)
         return min(waiting, default=None)
+
+    def _look(self, now_ms: int) -> int | None:
+        """When the first peer is to be asked."""
+        first = min((at for peer in self._peers if (at := self._ask_at(peer)) is not None), default=None)
+        # Who is not asked now may be heard from now on, and fall silent later.
+        later_ms = now_ms + self.suspect_ms
+        self._quiet_until_ms = later_ms if first is None else min(first, later_ms)
+        return first
+
+    def _quiet_before(self, before_ms: int) -> bool:
+        """The cheap answer, and nearly always the only one needed: nothing is to be sent earlier than that."""
+        enough = self._short_ms is None or before_ms <= self._short_ms
+        return enough and not self._debts and before_ms <= self._quiet_until_ms
 
     def _ask_at(self, peer: int) -> int | None:
         heard_ms = self._detector.heard_ms(peer)

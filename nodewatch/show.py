@@ -202,6 +202,8 @@ def _peer(scene: Scene, peer: Peer, now_ms: int, *, leads: bool) -> NodeView:
     number = peer.config.number
     session = scene.admission.session(number)
     barred, safe_in_ms = _bar(scene, number, now_ms, leads=leads)
+    links = tuple(_peer_link(scene, peer, link, at, now_ms) for link, at in enumerate(peer.config.addresses))
+    elsewhere = _reachable_from(scene, number)
     return NodeView(
         state=scene.detector.state(number),
         generation=session.generation if session is not None else 0,
@@ -211,32 +213,27 @@ def _peer(scene: Scene, peer: Peer, now_ms: int, *, leads: bool) -> NodeView:
         confirmed=safe_in_ms is not None,
         safe_in_ms=safe_in_ms,
         gave_up=peer.gave_up,
-        why="; ".join(_reasons(scene, peer, now_ms, leads=leads)),
+        why="; ".join(_reasons(scene, peer, links, elsewhere, now_ms, leads=leads)),
         rtt_ms=None if peer.rtt_ms is None else float(peer.rtt_ms),
-        links=tuple(
-            _peer_link(scene, peer, link, address, now_ms) for link, address in enumerate(peer.config.addresses)
-        ),
+        links=links,
         probe=_probe(scene, number, now_ms),
-        reachable_from=_reachable_from(scene, number),
+        reachable_from=elsewhere,
         promised_by=_promisers(scene, number, leads=leads),
         config_version=peer.said.config_version if peer.said is not None else 0,
     )
 
 
-def _reasons(scene: Scene, peer: Peer, now_ms: int, *, leads: bool) -> list[str]:
+def _reasons(
+    scene: Scene, peer: Peer, links: tuple[LinkView, ...], elsewhere: tuple[str, ...], now_ms: int, *, leads: bool
+) -> list[str]:
     number = peer.config.number
     detector = scene.detector
     reasons = [_liveness(scene, number, now_ms)]
     if not detector.alive(number):
-        elsewhere = _reachable_from(scene, number)
         if elsewhere and not detector.gone(number):
             reasons.append(f"but {', '.join(elsewhere)} says that it hears it")
     else:
-        mute = [
-            f"{link.address} {link.state}"
-            for link in (_peer_link(scene, peer, k, a, now_ms) for k, a in enumerate(peer.config.addresses))
-            if link.state != "up"
-        ]
+        mute = [f"{link.address} {link.state}" for link in links if link.state != "up"]
         if mute:
             reasons.append("links " + ", ".join(mute))
     if peer.mismatch:

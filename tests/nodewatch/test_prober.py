@@ -16,6 +16,7 @@ from nodewatch.wire import Cipher, parse_header
 from .cluster_sim import KEY, UUID, SimNode, Simulation
 
 TIMING = Timing()
+FAR = 1 << 40
 
 
 def prober(peers: tuple[int, ...] = (2, 3, 4, 5)) -> tuple[Prober, Detector]:
@@ -57,17 +58,33 @@ class Wiretap:
 
 def test_nothing_is_asked_before_half_of_the_limit_and_then_again_and_again() -> None:
     asks, detector = prober((2,))
-    assert asks.deadline_ms() == 400
+    assert asks.deadline_ms(0, FAR) == 400
     assert asks.due(399) == []
     assert asks.due(400) == [Ask(2, True)]
     assert asks.due(449) == []
-    assert asks.deadline_ms() == 450
+    assert asks.deadline_ms(0, FAR) == 450
     assert asks.due(450) == [Ask(2, True)]
     detector.heard(2, 460)
     asks.heard(2, 460)
     assert asks.due(500) == []
-    assert asks.deadline_ms() == 860
+    assert asks.deadline_ms(0, FAR) == 860
     assert asks.silences[2].answered_ms == 460
+
+
+def test_who_is_heard_again_after_a_long_time_is_watched_again() -> None:
+    asks, detector = prober((2, 3))
+    for now in range(0, 3000, 100):
+        detector.heard(3, now)
+        detector.newly_overdue(now)
+        asks.due(now)
+    assert not detector.alive(2)
+    detector.heard(2, 3000)
+    asks.heard(2, 3000)
+    sent = []
+    for now in range(3000, 3500, 10):
+        detector.heard(3, now)
+        sent += [now] if Ask(2, True) in asks.due(now) else []
+    assert sent == [3400, 3450]
 
 
 def test_two_others_are_asked_once_per_silence_and_not_always_the_same() -> None:
@@ -93,7 +110,7 @@ def test_who_is_overdue_said_goodbye_or_was_never_heard_is_not_asked() -> None:
     detector.heard(3, 0)
     assert detector.newly_overdue(900) == [3]
     assert asks.due(900) == []
-    assert asks.deadline_ms() is None
+    assert asks.deadline_ms(0, FAR) is None
     unheard = Detector((2,), heartbeat_ms=200, overdue_ms=800, now_ms=0)
     assert Prober((2,), TIMING, unheard).due(5000) == []
 
@@ -155,9 +172,9 @@ def test_missing_acknowledgements_ask_everybody() -> None:
     for peer in (2, 3):
         detector.heard(peer, 300)
     asks.short_of_acks(350)
-    assert asks.deadline_ms() == 350
+    assert asks.deadline_ms(0, FAR) == 350
     assert asks.due(350) == [Ask(2, True), Ask(3, True)]
-    assert asks.deadline_ms() == 400
+    assert asks.deadline_ms(0, FAR) == 400
     asks.short_of_acks(None)
     assert asks.due(400) == []
 
@@ -228,7 +245,7 @@ def test_a_fifth_of_all_packets_lost_makes_nobody_overdue_and_shuts_no_gate(seed
 
 def test_without_probes_the_same_loss_does_make_nodes_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Prober, "due", lambda self, now_ms: [])
-    monkeypatch.setattr(Prober, "deadline_ms", lambda self: None)
+    monkeypatch.setattr(Prober, "deadline_ms", lambda self, now_ms, before_ms: None)
     sim = settled(0)
     sim.network.drop = 0.2
     sim.run_until(125_000)
