@@ -75,7 +75,9 @@ class Kind:
 BUILTIN = Kind(
     name="builtin", unit=NODEWATCH, lost=r"node=n%s alive->overdue", whole=r"node=n%s (overdue|unheard)->alive"
 )
-COROSYNC = Kind(name="corosync", unit="corosync", lost=r"QUORUM\] Members\[2\]", whole=r"QUORUM\] Members\[3\]")
+COROSYNC = Kind(
+    name="corosync", unit="corosync", lost=r"QUORUM\] Sync left\[\d+\]:.* %s\b", whole=r"QUORUM\] Members\[3\]"
+)
 
 
 @dataclass(slots=True, kw_only=True)

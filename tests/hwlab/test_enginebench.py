@@ -29,7 +29,8 @@ def test_a_second_guess_uses_what_the_first_one_took() -> None:
         (BUILTIN.lost % 3, "nodewatch: node=n3 alive->overdue cause=silence of 809 ms"),
         (BUILTIN.whole % 3, "nodewatch: node=n3 overdue->alive"),
         (BUILTIN.whole % 3, "nodewatch: node=n3 unheard->alive"),
-        (COROSYNC.lost, "  [QUORUM] Members[2]: 1 2"),
+        (COROSYNC.lost % 3, "  [QUORUM] Sync left[1]: 3"),
+        (COROSYNC.lost % 3, "  [QUORUM] Sync left[2]: 1 3"),
         (COROSYNC.whole, "  [QUORUM] Members[3]: 1 2 3"),
     ],
 )
@@ -39,7 +40,8 @@ def test_the_lines_that_tell_of_a_change_are_known(pattern: str, line: str) -> N
 
 def test_other_lines_tell_of_nothing() -> None:
     assert not re.search(BUILTIN.lost % 3, "nodewatch: node=n2 alive->overdue cause=silence of 809 ms")
-    assert not re.search(COROSYNC.lost, "  [QUORUM] Sync members[2]: 1 2")
+    assert not re.search(COROSYNC.lost % 3, "  [QUORUM] Sync left[1]: 2")
+    assert not re.search(COROSYNC.lost % 3, "  [QUORUM] Sync members[2]: 1 3")
 
 
 def costs() -> list[Cost]:
