@@ -355,8 +355,12 @@ def addition(cluster: ClusterConfig, args: dict[str, str]) -> Change:
 
 
 def behind(view: View) -> list[str]:
-    """Nodes that were heard, and are at an older version."""
-    return sorted(n for n, node in view.nodes.items() if 0 < node.config_version < view.config.version)
+    """Nodes that are heard, and are at an older version."""
+    return sorted(
+        name
+        for name, node in view.nodes.items()
+        if node.state == "alive" and 0 < node.config_version < view.config.version
+    )
 
 
 def everybody_is_here(view: View) -> bool:

@@ -82,9 +82,7 @@ class Decision:
 
     def assign(self) -> Assign:
         plan = self.plan
-        return Assign(
-            term=plan.term, base=plan.base, volumes=dict(plan.table), kept_out=tuple(sorted(plan.kept_out))
-        )
+        return Assign(term=plan.term, base=plan.base, volumes=dict(plan.table), kept_out=tuple(sorted(plan.kept_out)))
 
 
 def begin(term: int, facts: Facts, kept_out: frozenset[str]) -> Plan:

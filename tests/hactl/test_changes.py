@@ -380,6 +380,16 @@ def test_a_node_that_was_away_gets_what_it_missed_one_step_at_a_time(sim: Shippe
     assert sim.hosts[3].cluster.version == 2
 
 
+def test_a_node_that_died_before_the_last_change_can_be_removed(sim: ShippedSimulation) -> None:
+    sim.hosts[3].power_off()
+    sim.run_until(sim.now + 4000)
+    sim.requests = [(ADD_N4[0], {**ADD_N4[1], "force": "yes"})]
+    sim.until(lambda: sim.newest.version == 2)
+    sim.requests = [("node-remove", {"node": "n3"})]
+    sim.until_done(3)
+    assert [node.name for node in sim.newest.nodes] == ["n1", "n2", "n4"]
+
+
 def test_a_new_leader_goes_on_where_the_old_one_was_lost(sim: ShippedSimulation) -> None:
     sim.requests = [ADD_N4]
     sim.until(lambda: not sim.requests)
