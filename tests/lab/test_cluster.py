@@ -18,7 +18,7 @@ from hwlab.errors import LabError
 from hwlab.lab import open_lab, remove_lab
 from hwlab.labstage import LabStage
 from hwlab.preconditions import preconditions
-from hwlab.stage import Done
+from hwlab.stage import Done, HostSilent
 
 pytestmark = pytest.mark.lab
 
@@ -294,7 +294,10 @@ RESTART = "systemctl restart hactl-nodewatch; systemctl restart hactld"
 
 def well(stage: LabStage) -> bool:
     """The volume is served, and every node is ready."""
-    told = [hactl(stage, host, "status", "--json") for host in stage.nodes.values()]
+    try:
+        told = [hactl(stage, host, "status", "--json") for host in stage.nodes.values()]
+    except HostSilent:
+        return False
     if any(done.returncode for done in told):
         return False
     states = [json.loads(done.stdout) for done in told]
@@ -342,7 +345,7 @@ def boot_id(stage: LabStage, host: str) -> str:
     """Of the running kernel; empty while the host does not answer."""
     try:
         return stage.exec(host, ["cat", "/proc/sys/kernel/random/boot_id"], timeout_s=10).stdout.decode().strip()
-    except LabError:
+    except HostSilent:
         return ""
 
 
@@ -363,6 +366,7 @@ def test_a_node_whose_daemon_hangs_with_a_volume_in_hand_is_reset_by_its_watchdo
         wait_for(lambda: well(stage), 120)
         assert status(stage)["volumes"][0]["server"] != host
     finally:
+        wait_for(lambda: boot_id(stage, host), 120)
         stage.heal(print)
         script(stage, host, f"mv /root/no-watchdog.toml {CONFIG}; {RESTART}")
     wait_for(lambda: well(stage), 120)
