@@ -74,10 +74,9 @@ class LinkMonitor:
 
 def main() -> None:
     """Write the state of every link, one JSON list a line, now and at each change, until the other end hangs up."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # node watch's own priority is not for this
     from pyroute2 import IPRoute
 
-    if hasattr(os, "sched_setscheduler"):
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     links: list[list[str]] = json.loads(sys.argv[1])
     bell = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     bell.bind((0, _GROUPS))
