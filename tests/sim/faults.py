@@ -62,6 +62,7 @@ KINDS = {
     "flaky-disks": 2,
     "blind-takeover": 3,
     "power-off-target": 2,
+    "log-in-anew": 1,
     "slow-files": 2,
     "move": 3,
     "fence": 1,
@@ -238,6 +239,12 @@ class Misfortune:
         for path in paths:
             path.cut("target", give_up_ms)
             self._after(lasts, path.target_is_back)
+
+    def _log_in_anew(self, host: Host, lasts: float, dice: random.Random) -> None:
+        """The initiator makes a new session under another port identifier: to the disk, an I_T nexus that never
+        registered, while the old one still is."""
+        for path in host.paths.values():
+            path.log_in(new_nexus=True)
 
     # -- administrators ----------------------------------------------------------------------------------------------
 

@@ -139,6 +139,7 @@ class WatchProcess(Process):
         self._gates: set[str] = set()
         self._link: Link | None = None
         self._wake_at = 0.0
+        self._deadline_ms = 0
         self._datagrams = 0
 
     def start(self) -> None:
@@ -150,6 +151,7 @@ class WatchProcess(Process):
         self.stable = replace(self.stable, generation=next_generation(self.stable, int(self.host.wall_ms())))
         self.host.cluster.checker.watch_started(self.host, self.stable.generation)
         self.core = self.host.cluster.make_core(self.host, self.stable)
+        self._deadline_ms = 0
         self.note(f"started generation={self.stable.generation}")
         self.wake()
 
@@ -211,7 +213,7 @@ class WatchProcess(Process):
 
     def _take(self, source: str, data: bytes, link: int) -> None:
         now = self.host.clock_ms()
-        if self.core.deadline_ms() <= now:
+        if self._deadline_ms <= now:
             self.feed(ev.Tick(now_ms=now))
         self.feed(ev.Datagram(now_ms=self.host.clock_ms(), source=source, data=data, link=link))
 
@@ -258,7 +260,8 @@ class WatchProcess(Process):
     def _schedule(self) -> None:
         """One ring at a time: an earlier one replaces it, a later one is asked for when it rings."""
         host, world = self.host, self.world
-        due = max(world.now, host.true_time(self.core.deadline_ms()))
+        self._deadline_ms = self.core.deadline_ms()
+        due = max(world.now, host.true_time(self._deadline_ms))
         if due >= self._wake_at:
             return
         self._wake_at = due
@@ -273,7 +276,7 @@ class WatchProcess(Process):
         world.at(due + 0.01 + TIMER_LATE_MS * world.random.random(), ring)
 
     def _rung(self) -> None:
-        if self.core.deadline_ms() <= self.host.clock_ms():
+        if self._deadline_ms <= self.host.clock_ms():
             self._tick()
         else:
             self._schedule()

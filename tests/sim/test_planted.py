@@ -14,13 +14,15 @@ CAUGHT_BY = {
     "epoch_reused": ("means to use epoch", "which was used before", "and is back"),
     "gate_left_open": ("has the address of",),
 }
+FIRST = {"lease_off_by_one": 20, "preempt_not_read_back": 25}
+"""Where to begin, to save time: these are caught by one seed in some twenty."""
 SEEDS = 200
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_fault_is_caught(name: str) -> None:
     with PLANTED[name]() as changes:
-        for seed in range(SEEDS):
+        for seed in range(FIRST.get(name, 0), FIRST.get(name, 0) + SEEDS):
             outcome = run_seed(seed, **changes)
             if any(promise in outcome.violation for promise in CAUGHT_BY[name]):
                 return

@@ -15,7 +15,7 @@ from .faults import draw_faults
 from .run import draw_setup, run_seed
 from .shrink import shrink
 
-SEEDS = int(os.environ.get("SIM_SEEDS", "16"))
+SEEDS = int(os.environ.get("SIM_SEEDS", "8"))
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
