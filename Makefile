@@ -34,9 +34,10 @@ check: setup-dev
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(dir $(PY))lint-imports --no-cache
-	$(PY) -m pytest -m "not lab"
+	$(PY) -m pytest -m "not lab and not sim"
 
 sim: setup-dev
+	$(PY) -m pytest -m sim
 	$(PY) -m tests.sim --seeds $(SEEDS)
 
 soak: setup-dev

@@ -13,6 +13,7 @@ so): for such a run the checks of the disk and of the data end there, all others
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,8 @@ class Checker:
         self._claims: dict[str, Claim] = {}
         self._votes: dict[tuple[str, int], int] = {}
         self._said: dict[str, bytes] = {}
+        self.at_next_intent: Callable[[Host], None] | None = None
+        """Whom a fault waits for (`faults.py`)."""
         self.top_term = 0
         self.takeovers = 0
         self.acks = 0
@@ -203,6 +206,9 @@ class Checker:
         if epoch <= self._meant.get((host.name, volume), 0):
             self.fail(f"{host.name} means to use epoch {epoch} of {volume} again")
         self._meant[host.name, volume] = epoch
+        strike, self.at_next_intent = self.at_next_intent, None
+        if strike is not None:
+            strike(host)
 
     def acquired(self, host: Host, volume: str, held: Held) -> None:
         """hactld of `host` believes that it has a handle: does the disk say so, or did it, until a newer one came?"""

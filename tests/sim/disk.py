@@ -10,6 +10,7 @@ it), and a block that is torn.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Answer = Callable[[Any], None]
 _DATA = struct.Struct(">QQ")
 SUPERBLOCK = 1
+RESERVATION_CHANGES = frozenset({"register", "reserve", "preempt", "release", "clear"})
 
 
 def pack(number: int, key: int) -> bytes:
@@ -84,6 +86,11 @@ class Command:
         elif path.cuts:
             path.hung.append(self)
         elif path.world.chance(path.lose_request):
+            path.world.after(path.timeout_ms(), self.lost)
+        elif self.operation in RESERVATION_CHANGES and path.world.chance(path.blind):
+            if path.world.chance(0.5):
+                with contextlib.suppress(PortError):
+                    self._execute()
             path.world.after(path.timeout_ms(), self.lost)
         else:
             self.begin()
@@ -184,6 +191,8 @@ class Path:
         self.failing = False
         """The initiator gave the path up: commands fail at once."""
         self.lose_request = self.lose_reply = 0.0
+        self.blind = 0.0
+        """How probably a change of reservations is not answered, carried out or not."""
         self._logins = 0
         self.nexus = f"{host.name}".encode()
         self.port = FakePort(unit, self.nexus)
@@ -232,7 +241,7 @@ class Path:
             self.world.after(self.world.random.uniform(0, 5), command.healed)
 
     def steady(self) -> None:
-        self.lose_request = self.lose_reply = 0.0
+        self.lose_request = self.lose_reply = self.blind = 0.0
 
     def target_is_back(self) -> None:
         """The initiator logs in again: the first command gets a UNIT ATTENTION."""

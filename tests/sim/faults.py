@@ -60,7 +60,8 @@ KINDS = {
     "cut-disk": 4,
     "flaky-disk": 3,
     "flaky-disks": 2,
-    "blind-takeover": 3,
+    "blind-takeover": 4,
+    "interrupted-takeover": 4,
     "power-off-target": 2,
     "log-in-anew": 1,
     "slow-files": 2,
@@ -226,8 +227,27 @@ class Misfortune:
             self._flaky_disk(each, lasts, dice)
 
     def _blind_takeover(self, host: Host, lasts: float, dice: random.Random) -> None:
-        """The server goes while commands and answers are lost on every path: many an outcome is unknown."""
-        self._flaky_disks(host, max(lasts, 3000.0), dice)
+        """The server goes while every disk leaves changes of its reservation unanswered, carried out or not."""
+        for each in self._cluster.hosts.values():
+            for path in each.paths.values():
+                path.blind = dice.uniform(0.2, 0.6)
+                self._after(max(lasts, 4000.0), path.steady)
+        self._lose(host, lasts, dice)
+
+    def _interrupted_takeover(self, host: Host, lasts: float, dice: random.Random) -> None:
+        """The server goes, and who takes over is struck just after it noted the epoch that it means to use."""
+        self._lose(host, lasts, dice)
+
+        def strike(taker: Host) -> None:
+            kind = dice.choice(("kill_hactld", "kill_hactld", "freeze", "crash", "cut_disk"))
+            self._world.note("***", f"{kind} strikes the taker {taker.name}")
+            short = dice.choice((50.0, 500.0, 3000.0))
+            self._after(dice.uniform(0, 8), lambda: getattr(self, f"_{kind}")(taker, short, dice))
+
+        self._cluster.checker.at_next_intent = strike
+
+    def _lose(self, host: Host, lasts: float, dice: random.Random) -> None:
+        """It is frozen or crashes, and comes back."""
         self._after(dice.uniform(0, 500), host.freeze if dice.random() < 0.5 else host.crash)
         self._after(lasts + 500, lambda: host.thaw() if host.frozen else host.boot())
 

@@ -19,6 +19,7 @@ FIRST = {"lease_off_by_one": 20, "preempt_not_read_back": 25}
 SEEDS = 200
 
 
+@pytest.mark.sim
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_fault_is_caught(name: str) -> None:
     with PLANTED[name]() as changes:
