@@ -242,7 +242,7 @@ class Misfortune:
             kind = dice.choice(("kill_hactld", "kill_hactld", "freeze", "crash", "cut_disk"))
             self._world.note("***", f"{kind} strikes the taker {taker.name}")
             short = dice.choice((50.0, 500.0, 3000.0))
-            self._after(dice.uniform(0, 8), lambda: getattr(self, f"_{kind}")(taker, short, dice))
+            self._after(dice.choice((0.1, dice.uniform(0, 8))), lambda: getattr(self, f"_{kind}")(taker, short, dice))
 
         self._cluster.checker.at_next_intent = strike
 
