@@ -367,6 +367,5 @@ def test_a_node_whose_daemon_hangs_with_a_volume_in_hand_is_reset_by_its_watchdo
         assert status(stage)["volumes"][0]["server"] != host
     finally:
         wait_for(lambda: boot_id(stage, host), 120)
-        stage.heal(print)
-        script(stage, host, f"mv /root/no-watchdog.toml {CONFIG}; {RESTART}")
+        script(stage, host, f"mv /root/no-watchdog.toml {CONFIG}; {RESTART}", timeout_s=120)
     wait_for(lambda: well(stage), 120)
