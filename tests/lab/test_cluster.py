@@ -339,33 +339,3 @@ def test_with_a_second_heartbeat_link_the_loss_of_the_first_is_seen_and_moves_no
         for host in stage.nodes.values():
             script(stage, host, f"mv /root/one-link.toml {CONFIG}; {RESTART}")
     wait_for(lambda: well(stage), 120)
-
-
-def boot_id(stage: LabStage, host: str) -> str:
-    """Of the running kernel; empty while the host does not answer."""
-    try:
-        return stage.exec(host, ["cat", "/proc/sys/kernel/random/boot_id"], timeout_s=10).stdout.decode().strip()
-    except HostSilent:
-        return ""
-
-
-def test_a_node_whose_daemon_hangs_with_a_volume_in_hand_is_reset_by_its_watchdog(stage: LabStage) -> None:
-    stage.heal(print)
-    host = str(status(stage)["volumes"][0]["server"])
-    section = 'printf "[watchdog]\\ndevice = \\"$(echo /dev/watchdog[0-9])\\"\\n"'
-    script(stage, host, f"cp {CONFIG} /root/no-watchdog.toml; {section} >> {CONFIG}; sync; {RESTART}")
-    try:
-        wait_for(lambda: well(stage), 120)
-        assert status(stage)["volumes"][0]["server"] != host, "a node moves its volumes away before it stops"
-        assert hactl(stage, host, "volume", "move", "v1", host).returncode == 0
-        wait_for(lambda: well(stage), 120)
-        assert json.loads(hactl(stage, host, "status", "--json").stdout)["watchdog"] == ""
-        before = boot_id(stage, host)
-        script(stage, host, "systemctl kill --signal=STOP --kill-who=main hactld")
-        wait_for(lambda: boot_id(stage, host) not in ("", before), 120)
-        wait_for(lambda: well(stage), 120)
-        assert status(stage)["volumes"][0]["server"] != host
-    finally:
-        wait_for(lambda: boot_id(stage, host), 120)
-        script(stage, host, f"mv /root/no-watchdog.toml {CONFIG}; {RESTART}", timeout_s=120)
-    wait_for(lambda: well(stage), 120)
