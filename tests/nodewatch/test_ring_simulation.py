@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from nodewatch import events as ev
+
 from .cluster_sim import misfortune
 from .ring_sim import RingSimulation
 
@@ -68,3 +70,19 @@ def test_a_member_that_hangs_for_a_whole_lease_is_overdue() -> None:
     sim.run_until(9000)
     assert any("cause=silence" in line for line in sim.transcript)
     assert sim.takeovers == 1
+
+
+def test_after_a_change_of_the_group_a_node_beats_at_once_and_once_more_before_its_pace() -> None:
+    sim = RingSimulation(1)
+    sim.run_until(6000)
+    watch, now = sim.nodes[2].watch, sim.nodes[2].clock()
+    assert watch is not None
+
+    def beats(event: ev.Event) -> bool:
+        return any(isinstance(effect, ev.Transmit) and len(effect.to) == 2 for effect in watch.step(event))
+
+    pace_ms = sim.config.timing.heartbeat_ms
+    assert beats(ev.GroupChanged(now_ms=now, present=frozenset({1, 2, 3}), quorate=True))
+    assert watch.deadline_ms() <= now + pace_ms // 4
+    assert beats(ev.Tick(now_ms=now + pace_ms // 4))
+    assert not beats(ev.Tick(now_ms=now + pace_ms // 2))
