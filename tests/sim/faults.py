@@ -235,10 +235,18 @@ class Misfortune:
         self._lose(host, lasts, dice)
 
     def _interrupted_takeover(self, host: Host, lasts: float, dice: random.Random) -> None:
-        """The server goes, and who takes over is struck just after it noted the epoch that it means to use."""
-        self._lose(host, lasts, dice)
+        """The server goes, and who takes over is struck just after it noted the epoch that it means to use; perhaps the
+        next one, too."""
+        if dice.random() < 0.5:
+            self._lose(host, lasts, dice)
+        else:
+            self._crash(host, dice.uniform(100, 600), dice)  # back before the others take over: it takes its own again
+        left = dice.choice((1, 2, 3))
 
         def strike(taker: Host) -> None:
+            nonlocal left
+            left -= 1
+            self._cluster.checker.at_next_intent = strike if left else None
             kind = dice.choice(("kill_hactld", "kill_hactld", "freeze", "crash", "cut_disk"))
             self._world.note("***", f"{kind} strikes the taker {taker.name}")
             short = dice.choice((50.0, 500.0, 3000.0))
