@@ -42,6 +42,7 @@ class Barring:
         "_start_ms",
         "barred_mark",
         "heard_leader",
+        "postponed",
         "promises",
         "table",
     )
@@ -75,6 +76,8 @@ class Barring:
         """The newest bar against this node that it knows of; 0 = none. Its gates are latched for it."""
         self.heard_leader = False
         """Since its start this process heard what a leader orders."""
+        self.postponed = False
+        """Somebody is silent, and is not barred yet: it may be this node that hears nobody."""
 
     def configure(self, needed: int, names: Mapping[int, str]) -> None:
         """The configured nodes changed; the peers that this was given are up to date."""
@@ -186,6 +189,11 @@ class Barring:
             self._say(number, "barred cause=inherited")
 
     def _bar_silent(self, now: int) -> None:
+        """A leader that is cut off finds the others overdue one after the other. A promise that it gave meanwhile,
+        against a node that the others hear, would outlive its cut: the next leader inherits it and moves that node's
+        volumes. So who falls silent is barred once a majority was heard well after it."""
+        self.postponed = False
+        doubtful = self._hears_few(now)
         for number, peer in self._peers.items():
             patient = now - peer.since_ms < UNHEARD_PATIENCE_MS
             standing = self.table.barred(number)
@@ -193,10 +201,22 @@ class Barring:
             if state == "alive":
                 if standing is not None and self.table.withdraw(number):
                     self._say(number, "bar withdrawn cause=heard again, never confirmed")
+            elif standing is None and doubtful and not self._told_gone(number):
+                self.postponed = True
             elif standing is None and not (state == "unheard" and patient):
                 cause = "goodbye" if self._detector.gone(number) else state
                 self.table.bar(number, forced=False, inherited=False, why=cause)
                 self._say(number, f"barred cause={cause}")
+
+    def _hears_few(self, now: int) -> bool:
+        """A majority counts as alive, but was not heard for half the time that makes a node overdue."""
+        alive = [number for number in self._peers if self._detector.alive(number)]
+        fresh = [number for number in alive if self._detector.fresh(number, now)]
+        return len(alive) + 1 >= self._needed > len(fresh) + 1
+
+    def _told_gone(self, number: int) -> bool:
+        """It, or the engine, said so: no matter of silence."""
+        return self._detector.gone(number) or self._detector.absent(number)
 
     def _count(self, number: int, by: int, mark: int, end_ms: int) -> None:
         if number != by and self.table.promised(number, by, mark, end_ms):

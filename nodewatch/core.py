@@ -263,7 +263,7 @@ class NodeWatch:
                 return self._flush()
             case _ as unreachable:
                 assert_never(unreachable)
-        if self._dirty or self._witness.busy:
+        if self._dirty or self._witness.busy or self._barring.postponed:
             self._settle(now)
         self._serve(now)
         self._speak(now)

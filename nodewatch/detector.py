@@ -119,6 +119,11 @@ class Detector:
     def alive(self, peer: int) -> bool:
         return self._heard[peer] is not None and peer not in self._overdue
 
+    def fresh(self, peer: int, now_ms: int) -> bool:
+        """Heard within half of overdue_ms: a node that was cut off as long ago as an overdue one is not."""
+        heard = self._heard[peer]
+        return heard is not None and now_ms - heard < self._overdue_ms // 2
+
     def gone(self, peer: int) -> bool:
         return peer in self._gone
 

@@ -270,3 +270,22 @@ def test_a_cluster_of_one_serves_by_itself() -> None:
     sim.run_until(5000)
     assert sim.settled() is None
     assert view(sim.nodes[1]).role == "leader"
+
+
+@pytest.mark.parametrize("seed", range(1, 13))
+def test_a_leader_that_was_cut_off_brings_no_bar_back_against_those_who_stayed(seed: int) -> None:
+    """It finds the others overdue one by one: until it has found them all, it still believes that it leads."""
+    sim = Simulation(seed, nodes=3)
+    sim.run_until(5000)
+    chief = leader(sim)
+    others = [node for node in sim.nodes.values() if node is not chief]
+    ways = {(chief.number, node.number) for node in others} | {(node.number, chief.number) for node in others}
+    late = {way for way in ways if others[0].number in way}
+    sim.network.cuts |= ways - late
+    sim.run_until(sim.now + 190)
+    sim.network.cuts |= late
+    sim.run_until(sim.now + 4000)
+    seen = view(chief)
+    assert seen.role == "follower"
+    assert [seen.nodes[node.config.name].state for node in others] == ["overdue", "overdue"]
+    assert not any(seen.nodes[node.config.name].barred for node in others)
