@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest.mock import patch
 
 from fencing import acquisition
+from fencing.model import Key
 from fencing.ownership import Preempt
 from hactl.daemon import GateKeeper
-from hactl.record import Records
 from nodewatch.core import NodeWatch
 from nodewatch.lease import OwnLease
 from tests.nodewatch.broken_cores import VotesBeforeTheDisk
@@ -67,9 +67,12 @@ class _Believed(Exception):
 
 @contextlib.contextmanager
 def epoch_reused() -> Iterator[dict[str, Any]]:
-    """The record of the epochs that this node meant to use is not looked at: after an attempt that failed the next one
-    takes the same epoch again."""
-    with patch.object(Records, "floor", lambda records, volume: 0):
+    """The new epoch is the highest known one, not one more. The label and the record refuse it, so nobody is served."""
+
+    def highest(seen: Iterable[int], *, cluster_tag: int, floor: int) -> int:
+        return max([floor, *(Key.parse(key).epoch for key in seen)])
+
+    with patch("fencing.acquisition.next_epoch", highest):
         yield {}
 
 

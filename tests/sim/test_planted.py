@@ -11,7 +11,7 @@ CAUGHT_BY = {
     "lease_off_by_one": ("says that the lease of",),
     "vote_not_persisted": ("before it is durable",),
     "preempt_not_read_back": ("believes to own", "have handles that"),
-    "epoch_reused": ("means to use epoch", "which was used before", "and is back"),
+    "epoch_reused": ("no recovery", "which was used before"),
     "gate_left_open": ("has the address of",),
 }
 FIRST = {"lease_off_by_one": 20, "preempt_not_read_back": 25}
