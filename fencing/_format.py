@@ -20,6 +20,7 @@ from pathlib import Path
 
 from fencing._disk import LABEL_AREA_END, DiskLabels, open_lun, size_bytes
 from fencing.acquisition import Intent, fence, stamp
+from fencing.claim import WITNESS_FS
 from fencing.errors import FormatFailed, FormatRefused, LabelError
 from fencing.label import Label
 from fencing.model import Identity, Key, ReservationState
@@ -37,6 +38,8 @@ label: gpt
 start=1MiB, size=3MiB, type=8DA63339-0007-60C0-C436-083AC8230908, name="hactl-label"
 start=4MiB, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4, name="hactl-data"
 """
+WITNESS_PARTITIONS = "".join(PARTITIONS.splitlines(keepends=True)[:2])
+"""Only the label's, so that other tools see that the disk is not empty."""
 _PARTITION_DEADLINE_S = 20.0
 _POLL_S = 0.02
 _ERROR_BYTES_MAX = 300
@@ -116,6 +119,57 @@ def format_volume(
         lun.close()
 
 
+def format_witness(
+    device: str,
+    cluster_name: str,
+    identity: Identity,
+    *,
+    floor: int,
+    intent: Intent,
+    clock: Clock,
+    force: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Label:
+    """Make a whole disk a LUN of the witness (`claim.py`); returns its label, which nobody has claimed yet.
+
+    FormatRefused, DeviceBusy, ForeignOwner: nothing was changed. As `format_volume` otherwise."""
+    lun = open_lun(device)
+    try:
+        if size_bytes(device) < LABEL_AREA_END + MIB:
+            raise _refused(device, f"it has only {size_bytes(device) // MIB} MiB", "use a disk of 8 MiB or more")
+        old = _check_empty(device, lun, identity, force)
+        handle = fence([lun], identity, floor=max(floor, old.epoch if old else 0), intent=intent, clock=clock)
+        say(f"fenced {lun.wwid} with key {handle.key}")
+        label = Label(
+            cluster_uuid=identity.cluster_uuid,
+            cluster_name=cluster_name,
+            volume="witness",
+            volume_uuid=str(uuid.uuid4()),
+            epoch=handle.epoch,
+            wwids=(lun.wwid,),
+            fstype=WITNESS_FS,
+            lease_s=1,
+            grace_s=1,
+            seq=1,
+        )
+        path = os.path.realpath(device)
+        assert isinstance(lun.labels, DiskLabels)
+        try:
+            lun.labels.erase()
+            _run(["wipefs", "--quiet", "--all", "--force", path])
+            _run(
+                ["sfdisk", "--quiet", "--wipe", "always", "--wipe-partitions", "always", path], text=WITNESS_PARTITIONS
+            )
+            stamp(handle, label, stopwatch=Stopwatch(clock))
+        except (OSError, subprocess.SubprocessError) as error:
+            raise FormatFailed(
+                f"making the witness ended half way: {error}", device=device, next_action="try again with force"
+            ) from error
+        return label
+    finally:
+        lun.close()
+
+
 def relabel_volume(
     device: str, new: NewVolume, identity: Identity, *, floor: int, intent: Intent, clock: Clock
 ) -> Label:
@@ -171,6 +225,10 @@ def _check(device: str, lun: Lun, new: NewVolume, identity: Identity, force: boo
     size = size_bytes(device)
     if size < LABEL_AREA_END + kind.bytes_min + MIB:
         raise _refused(device, f"it has only {size // MIB} MiB", f"use a larger disk for {new.fstype}")
+    return _check_empty(device, lun, identity, force)
+
+
+def _check_empty(device: str, lun: Lun, identity: Identity, force: bool) -> Label | None:
     found = contents(device)
     old, about_label = _old_label(lun)
     if (found or about_label) and not force:

@@ -117,26 +117,33 @@ def _fence(
     handle = Handle(key=identity.key(epoch), luns=luns, label=None)
     handle.timings = stopwatch.timings
     for lun in luns:
-        _Contest(lun, handle, stopwatch, force).run()
+        Contest(lun, handle, stopwatch, force).run()
     return handle
 
 
 def _survey(lun: Lun, identity: Identity, stopwatch: Stopwatch, force: bool) -> ReservationState:
     """Look at everything before anything is changed anywhere: a set that cannot be had whole is not begun."""
+    return stopwatch.time(lun.wwid, "read", lambda: survey_state(lun, identity, force=force))
+
+
+def survey_state(lun: Lun, identity: Identity, *, force: bool = False) -> ReservationState:
+    """Who is registered on a device that may be taken. DeviceBusy, ForeignOwner (unless `force`), PortError."""
     busy = lun.in_use()
     if busy:
         raise DeviceBusy(f"still in use on this node: {busy}", device=lun.wwid)
-    state = stopwatch.time(lun.wwid, "read", lun.port.read)
+    state = lun.port.read()
     foreign = foreign_keys(state.keys, identity.tag)
     if foreign and not force:
         raise ForeignOwner(foreign, device=lun.wwid)
     return state
 
 
-class _Contest:
+class Contest:
     """One device: observe, decide (ownership.plan), act, until there is a verdict."""
 
-    def __init__(self, lun: Lun, handle: Handle, stopwatch: Stopwatch, force: bool) -> None:
+    def __init__(self, lun: Lun, handle: Handle, stopwatch: Stopwatch, force: bool, limit: int | None = None) -> None:
+        """`limit`: the highest epoch that a holder may have who is to be replaced; None = any lower than mine."""
+        self._limit = limit
         self._lun = lun
         self._handle = handle
         self._stopwatch = stopwatch
@@ -149,7 +156,7 @@ class _Contest:
     def run(self) -> None:
         while True:
             state = self._observe()
-            step = plan(state, self._handle.key, entered=self._entered, force=self._force)
+            step = plan(state, self._handle.key, entered=self._entered, force=self._force, limit=self._limit)
             match step:
                 case Done():
                     return

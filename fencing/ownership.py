@@ -77,15 +77,19 @@ Verdict = Done | Lost | Foreign
 Step = Action | Verdict
 
 
-def plan(observed: ReservationState, wanted: Key, *, entered: bool, force: bool = False) -> Step:
+def plan(
+    observed: ReservationState, wanted: Key, *, entered: bool, force: bool = False, limit: int | None = None
+) -> Step:
     """The next step towards owning the device with the key `wanted`, whose epoch this node never used before.
 
     `entered`: this attempt already registered `wanted`; if it is gone then, somebody removed it, and it must
-    not come back. `force` treats foreign registrations like old ones.
+    not come back. `force` treats foreign registrations like old ones. `limit` is the highest epoch that a holder
+    may have who is to be replaced (`claim.py`); None = any lower than the wanted one.
     """
     registered = wanted.value in observed.keys
     holding = wanted.value in observed.holders
-    verdict = _headless(observed) or (None if force else _foreign(observed, wanted)) or _outranked(observed, wanted)
+    strange = _headless(observed) or (None if force else _foreign(observed, wanted))
+    verdict = strange or _outranked(observed, wanted, limit)
     if verdict is not None:
         return Unregister() if registered and not holding else verdict
     if not registered:
@@ -135,10 +139,15 @@ def _headless(observed: ReservationState) -> Foreign | None:
     return None
 
 
-def _outranked(observed: ReservationState, wanted: Key) -> Lost | None:
+def _outranked(observed: ReservationState, wanted: Key, limit: int | None) -> Lost | None:
     for value in observed.keys:
         key = Key.parse(value)
         if value == wanted.value or not key.belongs_to(wanted.cluster_tag):
+            continue
+        if limit is not None:
+            # among claims the holder was first, and one that is only registered is nothing yet
+            if key.epoch > limit and value in observed.holders:
+                return Lost(rival=value, reason=f"node {key.node} claimed it with epoch {key.epoch}, beyond {limit}")
             continue
         if key.epoch > wanted.epoch:
             return Lost(rival=value, reason=f"epoch {key.epoch} of node {key.node} is newer")

@@ -41,6 +41,11 @@ class Config:
     def numbers(self) -> dict[str, int]:
         return {node.name: node.number for node in self.cluster.nodes}
 
+    @property
+    def voters(self) -> frozenset[str]:
+        """Nodes that only vote: they run node watch alone, and have no disks."""
+        return frozenset(node.name for node in self.cluster.nodes if node.votes_only)
+
 
 def load(path: Path, hostname: str) -> Config:
     """Read and check the whole file. Raises ConfigError with the file, the place and what to do."""

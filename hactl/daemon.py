@@ -40,6 +40,7 @@ from hactl.record import Records, Takeover
 from hactl.runtime import Clock
 from hactl.verbs import Verbs
 from hactl.volumes import VolumeSet
+from hactl.witness import Witness
 from nodewatch._client import NodeWatchClient, NodeWatchUnreachable
 from nodewatch.view import View
 from nodewatch.wire import KEY_BYTES
@@ -143,6 +144,14 @@ class Daemon:
             taken=self._configured,
             log=self.journal.say,
         )
+        self.witness = Witness(
+            config=config,
+            records=self.records,
+            tell=self.nodewatch.witness,
+            devices=lambda: self.volumes.devices,
+            log=self.journal.say,
+            changed=self._changed,
+        )
         self.boot = uuid.uuid4().hex[:12]
         self._assign: Assign | None = None
         self._assign_at_ms = 0
@@ -173,7 +182,8 @@ class Daemon:
         self._seen_ms = self.clock.now_ms()
         self.gate.note()
         self._note_gates(view)
-        lease = view.quorum and view.lease_left_ms > 0 and not view.barred
+        # The lease decides, not whom this node hears: while the witness is claimed it hears no majority.
+        lease = view.lease_left_ms > 0 and not view.barred
         if lease != self._lease:
             self._lease = lease
             self.journal.say(f"lease {'held' if lease else 'lost'}: quorum={view.quorum} barred={view.barred}")
@@ -186,7 +196,7 @@ class Daemon:
 
     def _configured(self, config: Config) -> None:
         """Another node, or another key: nothing that is served depends on it."""
-        self.config = self.volumes.config = config
+        self.config = self.volumes.config = self.witness.config = config
 
     def _note_gates(self, view: View) -> None:
         """nodewatch opened a gate again by itself (a short lapse): neighbours and clients must hear of it."""
@@ -286,7 +296,7 @@ class Daemon:
     def facts(self) -> Facts:
         view = self.view
         return self.members.facts(
-            dict(view.nodes),
+            {name: node for name, node in view.nodes.items() if name not in self.config.voters},
             term=view.term,
             base=self._base(view.term),
             seen_ms=self._seen_ms,
@@ -368,6 +378,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         self.nodewatch.on_view(self.on_view)
         self.nodewatch.on_message(self.on_message)
+        self.nodewatch.on_witness(self.witness.on_order)
         self.nodewatch.on_lost(self._lost_nodewatch)
         await self.nodewatch.connect(str(self.paths.nodewatch))
         if self.leads():
@@ -384,6 +395,8 @@ class Daemon:
             self.journal.say(f"hactld of {self.config.me} is up, cluster {self.config.cluster.name}")
             tasks = [loop.create_task(work()) for work in (self._beat, self._decide, self._tell, self._look)]
             tasks.append(loop.create_task(self._until_stopped()))
+            if self.witness.luns:
+                tasks.append(loop.create_task(self.witness.watch()))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
@@ -403,6 +416,7 @@ class Daemon:
 
     async def _end(self) -> None:
         self.volumes.close()
+        self.witness.close()
         self.nodewatch.close()
 
     async def _beat(self) -> None:
@@ -434,8 +448,16 @@ class Daemon:
             self._send("*", self.report())
             if self.leads():
                 self.leader.decide(self.facts(), tell_anyway=True)
+                self._lift_voters()
             self.changes.tend(self.view)
             await self.volumes.tend()
+
+    def _lift_voters(self) -> None:
+        """A node that only votes reports nothing, and has nothing to give up: it is let in as soon as it is heard."""
+        for name in self.config.voters:
+            node = self.view.nodes.get(name)
+            if node is not None and node.barred and node.state == "alive":
+                self.nodewatch.lift(name)
 
     async def _look(self) -> None:
         """Find volumes that came or changed: now and then, and at once when somebody says so."""
@@ -468,6 +490,9 @@ def main() -> None:
     except HaError as wrong:
         print(f"hactld: {wrong}", file=sys.stderr)
         raise SystemExit(2) from wrong
+    if config.me in config.voters:
+        print(f"hactld: {config.me} only votes (votes_only): it needs hactl-nodewatch alone", file=sys.stderr)
+        raise SystemExit(0)
     try:
         asyncio.run(Daemon(config, paths, clock, log=lambda line: print(line, flush=True)).run())
     except (HaError, NodeWatchUnreachable) as failed:

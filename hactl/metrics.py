@@ -24,6 +24,11 @@ class StatusCollector(Collector):
         yield _flag("hactl_quorum", "This node hears a majority of the configured nodes", status["quorum"])
         yield _flag("hactl_leader", "This node is the leader", status["leader"] == status["me"])
         yield _flag("hactl_problems", "Problems of the whole cluster that `hactl status` lists", status["problems"])
+        if status.get("witness"):
+            witness = status["witness"]
+            reachable = all(lun["reachable"] for lun in witness["luns"])
+            yield _flag("hactl_witness_reachable", "This node reads every LUN of the witness", reachable)
+            yield _flag("hactl_witness_in_use", "Some node that is heard uses the witness", bool(witness["used_by"]))
         yield from self._nodes(status["nodes"])
         yield from self._volumes(status)
         yield from self._takeovers()

@@ -21,6 +21,7 @@ def node_status(
     seen_ms_ago: int,
     reasons: list[str],
     phases: Mapping[str, str],
+    votes_only: bool = False,
 ) -> dict[str, Any]:
     """One node as `view` shows it. `reasons`: why it could take nothing over; `phases`: of its volumes, by name."""
     node = view.nodes[name]
@@ -51,24 +52,46 @@ def node_status(
             "gave_up": node.gave_up,
             "seen_by_leader": view.role == "leader",
         },
+        "votes_only": votes_only,
+        "witness": _witness_of(view, name),
         "watchdog": view.watchdog if name == view.me else None,
         "ready": not reasons,
         "reasons": reasons,
         "volumes": dict(phases),
-        "verdicts": verdicts(view, name),
+        "verdicts": verdicts(view, name, votes_only=votes_only),
     }
 
 
-def verdicts(view: View, name: str) -> list[str]:
+def verdicts(view: View, name: str, *, votes_only: bool = False) -> list[str]:
     """Each verdict in a sentence, with what it rests on."""
     node = view.nodes[name]
     return [
         f"{node.state}: {node.why}",
-        _daemon(node),
+        "it only votes: it runs node watch alone, and is never given a volume" if votes_only else _daemon(node),
         *_probe(node),
         _bar(view, node),
+        *_witness(view, name),
         *([_watchdog(view.watchdog)] if name == view.me else []),
     ]
+
+
+def _witness_of(view: View, name: str) -> dict[str, Any] | None:
+    """The node's part in the witness: does it use it, which LUNs did it claim last? None = no witness."""
+    if not view.witness:
+        return None
+    luns = [lun["wwid"] for lun in view.witness["luns"] if lun["claimed_by"] == name]
+    return {"uses": name in view.witness["used_by"], "claimed_last": luns}
+
+
+def _witness(view: View, name: str) -> list[str]:
+    part = _witness_of(view, name)
+    if part is None:
+        return []
+    if part["uses"]:
+        return ["it uses the witness: it claimed it when it heard half of the nodes, and counts its vote"]
+    if name == view.me and view.witness["state"] == "lost":
+        return ["it lost the witness, and serves nothing until it hears a majority of nodes"]
+    return ["it does not use the witness"] if part["claimed_last"] else []
 
 
 def link_states(view: View) -> dict[str, list[str]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CHANGING = frozenset(
     {"move", "start", "stop", "fence", "unfence", "rescan", "drain", "resume", "node-add", "node-remove", "key-rotate"}
+    | {"force-witness"}
 )
 WATCH_S = 1.0
 WATCH_LINES = 12
@@ -47,6 +48,7 @@ class Verbs:
             "node-add": self.command("node-add"),
             "node-remove": self.command("node-remove"),
             "key-rotate": self.command("key-rotate"),
+            "force-witness": self.force_witness,
         }
         return Api(verbs, {"watch": self.watch, "events": self.events}, CHANGING)
 
@@ -74,12 +76,36 @@ class Verbs:
             blocked=daemon.leader.blocked,
             problems=tuple(self._problems()),
         )
+        state["nodes"] += self._voters()
+        state["nodes"].sort(key=lambda node: node["number"])
+        state["witness"] = daemon.witness.show(dict(view.witness)) if view.witness else None
         state["lease_left_ms"] = view.lease_left_ms
         state["config"] = changes.progress(view, daemon.config.cluster)
         state["evidence"] = {name: node.why for name, node in view.nodes.items()}
         state["links"] = link_states(view)
         state["watchdog"] = view.watchdog
         return state
+
+    def _voters(self) -> list[dict[str, Any]]:
+        """Nodes that only vote. They are ready when they are heard."""
+        rows = []
+        for name in sorted(self._daemon.config.voters):
+            node = self._daemon.view.nodes.get(name)
+            if node is None:
+                continue  # node watch has not taken the newest configuration yet
+            alive = node.state == "alive"
+            rows.append(
+                {
+                    "name": name,
+                    "number": self._daemon.config.numbers[name],
+                    "state": "barred" if node.barred else "alive" if alive else "overdue",
+                    "daemon": "only votes",
+                    "votes_only": True,
+                    "ready": alive,
+                    "reasons": [] if alive else ["not heard"],
+                }
+            )
+        return rows
 
     def _problems(self) -> list[str]:
         daemon = self._daemon
@@ -94,6 +120,14 @@ class Verbs:
         ]
         problems += list(view.conflict)
         problems += [f"watchdog of {view.me}: {view.watchdog}"] if view.watchdog else []
+        problems += daemon.witness.problems()
+        if view.witness.get("waits_for"):
+            problems.append(f"the witness is not claimed by this node: {view.witness['waits_for']}")
+        if view.witness.get("state") == "lost":
+            problems.append(
+                "this node lost the witness to another one, and serves nothing until it hears a majority of nodes; "
+                "if the others are off for good: `hactl witness force`"
+            )
         return problems
 
     async def status(self, args: Args) -> dict[str, Any]:
@@ -102,18 +136,20 @@ class Verbs:
     async def nodes(self, args: Args) -> list[dict[str, Any]]:
         """Each node and what the verdicts on it rest on."""
         daemon = self._daemon
-        facts = daemon.facts()
+        facts = daemon.facts().nodes
+        voters = {each["name"]: each["reasons"] for each in self._voters()}
         return [
             node_status(
                 daemon.view,
                 name,
                 number=number,
                 seen_ms_ago=daemon.view_age_ms(),
-                reasons=node_reasons(facts.nodes[name]),
-                phases=_phases(facts.nodes[name]),
+                reasons=voters[name] if name in voters else node_reasons(facts[name]),
+                phases={} if name in voters else _phases(facts[name]),
+                votes_only=name in voters,
             )
             for name, number in sorted(daemon.config.numbers.items(), key=lambda item: item[1])
-            if name in daemon.view.nodes
+            if name in daemon.view.nodes and (name in voters or name in facts)
         ]
 
     async def history(self, args: Args) -> list[dict[str, Any]]:
@@ -143,7 +179,29 @@ class Verbs:
                             ),
                         }
                     )
+        if args.get("volume", "") == "":
+            rows += self._witness_keys(numbers)
         return rows
+
+    def _witness_keys(self, numbers: dict[int, str]) -> list[dict[str, Any]]:
+        """As last read."""
+        tag = self._daemon.config.identity.tag
+        return [
+            {
+                "volume": "(witness)",
+                "device": each.device,
+                "wwid": each.wwid,
+                "key": f"0x{registrant.key:016x}",
+                "holder": registrant.holder,
+                "generation": each.state.generation,
+                "meaning": explain_key(
+                    registrant.key, tag, numbers, each.standing.epoch if each.standing is not None else 0
+                ),
+            }
+            for each in self._daemon.witness.luns
+            if each.state is not None
+            for registrant in each.state.registrants
+        ]
 
     def command(self, verb: str) -> Any:
         """A command for the leader. Asking to fence the leader is refused: it cannot judge itself."""
@@ -165,6 +223,16 @@ class Verbs:
             return {}
 
         return run
+
+    async def force_witness(self, args: Args) -> dict[str, str]:
+        """Take the witness over, whoever used it: node watch refuses while it could not matter."""
+        shown = self._daemon.view.witness
+        if not shown:
+            raise RequestRefused("no witness is configured")
+        if self._daemon.view.quorum:
+            raise RequestRefused("this node hears a majority, or uses the witness already: there is nothing to force")
+        self._daemon.nodewatch.witness({"t": "force-witness"})
+        return {}
 
     async def rescan(self, args: Args) -> dict[str, str]:
         self._daemon.rescan()

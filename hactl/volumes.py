@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fencing._discover import Disk, scan
 from fencing._disk import open_lun
 from fencing._format import partition
+from fencing.claim import is_witness
 from fencing.errors import FencingError
 from fencing.label import Label
 from fs._service import VolumeService
@@ -58,6 +59,8 @@ class VolumeSet:
     finished: Callable[[Takeover], None]
     seen: dict[str, Seen] = field(default_factory=dict)
     strange: dict[str, str] = field(default_factory=dict)
+    devices: dict[str, str] = field(default_factory=dict)
+    """WWID -> device, of every disk that was seen."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def running(self) -> list[VolumeRuntime]:
@@ -66,6 +69,7 @@ class VolumeSet:
     async def scan(self) -> list[VolumeRuntime]:
         """Look at every disk. Returns the volumes that are new here."""
         found = await asyncio.get_running_loop().run_in_executor(None, lambda: list(scan()))
+        self.devices = {disk.wwid: disk.device for disk in found if disk.wwid}
         ours = self._ours(found)
         new = []
         for name, (device, label) in ours.items():
@@ -87,7 +91,7 @@ class VolumeSet:
             if disk.problem or isinstance(disk.label, FencingError):
                 strange[disk.device] = disk.problem or str(disk.label)
             label = disk.label
-            if not isinstance(label, Label) or label.cluster_uuid != self.config.cluster.uuid:
+            if not isinstance(label, Label) or label.cluster_uuid != self.config.cluster.uuid or is_witness(label):
                 continue
             twin = ours.get(label.volume)
             if twin is not None:

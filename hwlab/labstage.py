@@ -43,6 +43,7 @@ class LabStage:
         client = next(spec for spec in topology.hosts if spec.name == self.client)
         return Share(
             volume=volume.name,
+            lun=volume.lun,
             mount_point=volume.mount_point,
             source=f"{volume.address.partition('/')[0]}:/",
             options=MOUNT_OPTIONS,

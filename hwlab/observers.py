@@ -45,7 +45,7 @@ class Observers:
         with ThreadPoolExecutor(len(hosts)) as pool:
             self.clocks = {clock.host: HostClocks(before=clock) for clock in pool.map(self._clock, hosts)}
         numbers = ",".join(map(str, stage.nodes))
-        self.witness = self._feed(stage.target, "witness", ["--numbers", numbers])
+        self.witness = self._feed(stage.target, "witness", ["--numbers", numbers, "--lun", share.lun])
         self._await(self.witness, "started")
         words = ["--link", share.thief_link, "--address", share.asker_address, "--log", self.log("asker")]
         words += ["--served", share.source.partition(":")[0]]

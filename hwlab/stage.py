@@ -42,6 +42,8 @@ class Share:
     """One more, for the reader."""
     asker_address: str = ""
     """One more, for the asker."""
+    lun: str = ""
+    """The volume's LUN on the target; "" = watch every LUN there."""
 
 
 class Stage(Protocol):

@@ -52,8 +52,9 @@ def serve(lab: Lab, say: Progress) -> None:
     undo_commands(lab)
     install(installed, say)
     wait_for_disks(lab, installed, say)
-    configure(nodes, say, engine_options(lab.topology))
+    configure(nodes, say, [*engine_options(lab.topology), *witness_options(lab)])
     start_engine(nodes, say, lab.topology.engine)
+    add_witness(lab, nodes, say)
     start_daemons(nodes, say)
     add_volume(lab, volume, nodes, say)
     wait_until_serving(volume, nodes, say)
@@ -128,7 +129,7 @@ def wait_for_disks(lab: Lab, nodes: list[Host], say: Progress) -> None:
     in_parallel(on, nodes)
 
 
-def configure(nodes: list[Host], say: Progress, engine: Sequence[str] = ()) -> None:
+def configure(nodes: list[Host], say: Progress, options: Sequence[str] = ()) -> None:
     """One configuration and one key, made by the first node that has none to follow, the same on all."""
 
     def read(host: Host) -> tuple[bytes, bytes] | None:
@@ -141,7 +142,7 @@ def configure(nodes: list[Host], say: Progress, engine: Sequence[str] = ()) -> N
         raise LabError("the nodes have different configurations: take the lab down and up again")
     if not existing:
         say(f"cluster: configuring {', '.join(host.name for host in nodes)}")
-        nodes[0].command.run(init_argv(nodes, engine))
+        nodes[0].command.run(init_argv(nodes, options))
         first = read(nodes[0])
         if first is None:
             raise LabError(f"`hactl init` on {nodes[0].name} wrote no {CONFIG}")
@@ -154,18 +155,23 @@ def configure(nodes: list[Host], say: Progress, engine: Sequence[str] = ()) -> N
             host.command.run(["sync"])
 
 
-def init_argv(nodes: list[Host], engine: Sequence[str] = ()) -> list[str]:
+def init_argv(nodes: list[Host], options: Sequence[str] = ()) -> list[str]:
     """Nodes are numbered by their place in the topology, from 1."""
     argv = ["hactl", "init", "--cluster", CLUSTER, "--metrics-port", str(METRICS_PORT)]
     for number, host in enumerate(nodes, start=1):
         argv += ["--node", f"{host.name}={number},{host.addresses[LAN]}"]
-    return [*argv, *engine]
+    return [*argv, *options]
 
 
 def engine_options(topology: Topology) -> list[str]:
     """What `hactl init` is told of the engine."""
     token = ["--token", str(topology.token_ms)] if topology.token_ms else []
     return ["--engine", topology.engine, *token] if topology.engine else []
+
+
+def witness_options(lab: Lab) -> list[str]:
+    """What `hactl init` is told of the witness."""
+    return [word for name in lab.topology.witness for word in ("--witness", lab.disks[name].wwid)]
 
 
 def start_engine(nodes: list[Host], say: Progress, engine: str) -> None:
@@ -208,6 +214,17 @@ def _last_words(nodes: list[Host]) -> str:
     """The end of the daemons' journals, for the message of an error."""
     argv = ["journalctl", "--no-pager", "--lines=6", "--unit", NODEWATCH, "--unit", DAEMON]
     return "\n".join(host.command.run(argv, check=False).text for host in nodes)
+
+
+def add_witness(lab: Lab, nodes: list[Host], say: Progress) -> None:
+    """Make the LUNs of the witness, once in the life of a lab."""
+    for name in lab.topology.witness:
+        marker = f"{MARKER_DIR}/witness-{name}"
+        if nodes[0].command.run(["test", "-e", marker], check=False).status == 0:
+            continue
+        say(f"cluster: making {name} a witness")
+        nodes[0].command.run(["hactl", "witness", "add", lab.disks[name].device], timeout_s=120)
+        nodes[0].command.run(["sh", "-c", f"mkdir -p {MARKER_DIR} && touch {marker} && sync"])
 
 
 def add_volume(lab: Lab, volume: VolumeSpec, nodes: list[Host], say: Progress) -> None:

@@ -97,6 +97,8 @@ class Topology:
     """Of corosync, where it is the engine; 0 = what hactl recommends."""
     spare: tuple[str, ...] = ()
     """Nodes that have everything installed, and are in no cluster at first."""
+    witness: tuple[str, ...] = ()
+    """Names of the LUNs that are the cluster's witness."""
 
     def with_role(self, role: Role) -> tuple[HostSpec, ...]:
         """The hosts of one kind, in the file's order."""
@@ -158,6 +160,7 @@ def parse(text: str, where: str) -> Topology:
         engine=table.take("engine", str, "") or "",
         token_ms=table.take("token_ms", int, 0) or 0,
         spare=tuple(table.take("spare", list, [])),
+        witness=tuple(table.take("witness", list, [])),
     )
     table.finish()
     _check(topology, where)
@@ -267,6 +270,10 @@ def _check(topology: Topology, where: str) -> None:
         raise TopologyError(f"{where}: logical units need exactly one host with role target")
     if topology.volume is not None:
         topology.lun(topology.volume.lun)
+    for name in topology.witness:
+        topology.lun(name)
+        if topology.volume is not None and name == topology.volume.lun:
+            raise TopologyError(f"{where}: lun {name!r} is the volume's; the witness needs its own")
 
 
 def _address(where: str, host: str, address: str) -> ipaddress.IPv4Address:

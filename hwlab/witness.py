@@ -202,9 +202,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--core", default=CORE)
     parser.add_argument("--numbers", required=True, help="node numbers, comma separated")
+    parser.add_argument("--lun", default="", help="watch this LUN only")
     parser.add_argument("--interval-ms", type=float, default=10.0)
     args = parser.parse_args()
-    folders = sorted(os.path.dirname(path) for path in glob.glob(f"{args.core}/*/*/pr"))
+    folders = sorted(os.path.dirname(path) for path in glob.glob(f"{args.core}/*/{args.lun or '*'}/pr"))
     luns = [Lun(folder, [int(word) for word in args.numbers.split(",")]) for folder in folders]
     stop = threading.Event()
     threading.Thread(target=wait_for_word, args=(stop,), daemon=True).start()

@@ -48,6 +48,7 @@ class NodeWatchClient:
         self._queue: deque[tuple[bytes, int | None]] = deque()
         self._view_callbacks: list[Callable[[View], None]] = []
         self._message_callbacks: list[Callable[[str, dict[str, Any]], None]] = []
+        self._witness_callbacks: list[Callable[[dict[str, Any]], None]] = []
         self._lost_callbacks: list[Callable[[], None]] = []
         self._first_view: asyncio.Future[None] | None = None
         self._buffer = bytearray(_MAX_PACKET)
@@ -88,6 +89,14 @@ class NodeWatchClient:
     def on_message(self, callback: Callable[[str, dict[str, Any]], None]) -> None:
         """Called with (sender's node name, body) for every message that a peer's hactld sent."""
         self._message_callbacks.append(callback)
+
+    def on_witness(self, callback: Callable[[dict[str, Any]], None]) -> None:
+        """Called with every order about the witness, see `witnesswords.py`."""
+        self._witness_callbacks.append(callback)
+
+    def witness(self, message: dict[str, Any]) -> None:
+        """An answer about the witness, see `witnesswords.py`."""
+        self._put(message)
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Called when node watch closed the connection (it ended, or another hactld said hello)."""
@@ -215,6 +224,9 @@ class NodeWatchClient:
         elif message["t"] == "recv":
             for on_message in self._message_callbacks:
                 on_message(message["from"], message["body"])
+        elif message["t"] in ("race", "watch"):
+            for on_witness in self._witness_callbacks:
+                on_witness(message)
 
     def _lost(self) -> None:
         self.close()

@@ -313,7 +313,7 @@ class _Reader:
             return ()
         wrong: tuple[str, str] | None = None
         if not isinstance(wwids, list) or not all(isinstance(wwid, str) and _WWID.fullmatch(wwid) for wwid in wwids):
-            wrong = (f"{wwids!r} is not valid", 'list the WWIDs as `hactl disks` shows them: wwids = ["naa.…"]')
+            wrong = (f"{wwids!r} is not valid", 'list unique names as `hactl check DEVICE` shows: wwids = ["naa.…"]')
         elif len(set(wwids)) < len(wwids):
             wrong = ("a LUN is named twice", "name each LUN once")
         elif len(wwids) % 2 == 0 or len(wwids) > WITNESS_LUNS_MAX:

@@ -263,7 +263,7 @@ class NodeWatch:
                 return self._flush()
             case _ as unreachable:
                 assert_never(unreachable)
-        if self._dirty or self._witness.busy or self._barring.postponed:
+        if self._dirty or self._witness.busy(now) or self._barring.postponed:
             self._settle(now)
         self._serve(now)
         self._speak(now)
@@ -281,7 +281,7 @@ class NodeWatch:
             None if self._election.leader else self._election.deadline_ms(self._observed(now)),
             self._shut_by_ms(now) if self._serving else None,
             self._prober.deadline_ms(now, found),
-            self._witness.deadline_ms(),
+            self._witness.deadline_ms(now),
         ):
             if candidate is not None and candidate < found:
                 found = candidate
@@ -805,7 +805,7 @@ class NodeWatch:
         key = gave_up, [self._links.mask(peer, now) for peer in self._all]
         if goodbye:
             said = encode_said(self._make_said(now, gave_up=gave_up, goodbye=True))
-        elif self._said is None or self._said[0] != key or self._fresh(now) or self._witness.busy:
+        elif self._said is None or self._said[0] != key or self._fresh(now) or self._witness.busy(now):
             said = encode_said(self._make_said(now, gave_up=gave_up, goodbye=False))
             self._said = (key, said)
         else:

@@ -5,7 +5,7 @@ For silence, heartbeats, bars and the lease, as `barring.py` does for bars.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nodewatch import events as ev
@@ -30,6 +30,7 @@ class Witnessing:
         "_config",
         "_detector",
         "_emit",
+        "_fading_ms",
         "_gates",
         "_heartbeat_ms",
         "_lease",
@@ -65,6 +66,7 @@ class Witnessing:
         self._lease = lease
         self._gates = gates
         self._heartbeat_ms = config.timing.heartbeat_ms
+        self._fading_ms = config.timing.overdue_ms * 3 // 4
         self._needed = majority(config.votes)
         self._emit = emit
         self._note = note
@@ -139,10 +141,27 @@ class Witnessing:
 
     # --- what follows ---------------------------------------------------------------------------------------------
 
-    @property
-    def busy(self) -> bool:
+    def busy(self, now: int) -> bool:
         """Time and acknowledgements alone may change something."""
-        return self.arbitration.phase in (Phase.RACING, Phase.USING)
+        return self.arbitration.phase in (Phase.RACING, Phase.USING) or bool(self._fading(now))
+
+    def _fading(self, now: int) -> set[int]:
+        """Nodes that count, and soon may not. A side that serves claims the witness for their case before they are
+        overdue, so that it need not shut its gates meanwhile (R9). A claim made for nothing costs an epoch."""
+        if not self.arbitration.configured:
+            return set()
+        fading = {number for number, silent_ms in self._silence(now).items() if silent_ms >= self._fading_ms}
+        return fading if fading and self._side_serves(self._peers.keys() - fading) else set()
+
+    def _silence(self, now: int) -> dict[int, int]:
+        """For how long the nodes that are not overdue were silent."""
+        alive = [number for number in self._peers if self._detector.alive(number)]
+        return {number: self._detector.silent_ms(number, now) or 0 for number in alive}
+
+    def _side_serves(self, others: Iterable[int]) -> bool:
+        """This node has a volume, or one of those others says so."""
+        saids = [self._peers[number].said for number in others if self._detector.alive(number)]
+        return self._gates.kept or any(said is not None and said.flags & HeartbeatFlag.SERVES for said in saids)
 
     def settle(self, now: int, *, election: Election, heard: frozenset[int], daemon: Daemon, forbidden: bool) -> None:
         """After elections and bars: race, stop, remember. `heard`: the other nodes that count."""
@@ -150,7 +169,7 @@ class Witnessing:
         if not arbitration.configured:
             return
         before = arbitration.phase, arbitration.waits_for
-        call = arbitration.consider(self._situation(now, election, heard, daemon, forbidden))
+        call = arbitration.consider(self._situation(now, election, heard - self._fading(now), daemon, forbidden))
         if call is not None:
             self._race(call)
         elif (arbitration.phase, arbitration.waits_for) != before:
@@ -183,13 +202,14 @@ class Witnessing:
             now_ms=now,
             heard=len(heard) + 1,
             connected=any(
-                entry.number in self._peers and entry.number not in heard and not entry.flags & EntryFlag.OVERDUE
+                entry.number in self._peers
+                and not self._detector.alive(entry.number)
+                and not entry.flags & EntryFlag.OVERDUE
                 for peer in peers
                 for entry in (peer.said.entries if peer.said is not None else ())
             ),
             first=all(self._place(self._me, daemon, bool(forbidden)) < self._place_of(peer) for peer in peers),
-            serves=bool(self._gates.states(now))
-            or any(peer.said is not None and peer.said.flags & HeartbeatFlag.SERVES for peer in peers),
+            serves=self._side_serves(heard),
             opposed=not all(peer.gave_up for peer in silent),
             never_heard=any(self._detector.state(peer.config.number) == "unheard" for peer in silent),
             hindrance=self._hindrance(daemon, forbidden),
@@ -257,7 +277,7 @@ class Witnessing:
 
     def flags(self, now: int) -> int:
         """For the heartbeat."""
-        serves = HeartbeatFlag.SERVES if self._gates.states(now) else 0
+        serves = HeartbeatFlag.SERVES if self._gates.kept else 0
         return serves | (HeartbeatFlag.USES_WITNESS if self.arbitration.uses else 0)
 
     def show(self, now: int) -> dict[str, Any]:
@@ -284,5 +304,12 @@ class Witnessing:
             "waits_for": arbitration.waits_for,
         }
 
-    def deadline_ms(self) -> int | None:
-        return self.arbitration.deadline_ms() if self.arbitration.configured else None
+    def deadline_ms(self, now: int) -> int | None:
+        """When `settle` may want to be called although nothing changed."""
+        if not self.arbitration.configured:
+            return None
+        due = [self.arbitration.deadline_ms()]
+        fresh = [silent_ms for silent_ms in self._silence(now).values() if silent_ms < self._fading_ms]
+        if fresh and self._side_serves(self._peers):
+            due.append(now + self._fading_ms - max(fresh))
+        return min((at_ms for at_ms in due if at_ms is not None), default=None)

@@ -40,15 +40,15 @@ def check(device: str, config: Path, json_wanted: bool) -> None:
 
     On a device in use only what changes nothing is tried. Exit code 5 if a check failed.
     """
-    identity = _config(config).identity
-    results = _checked(device, lambda port: check_device(port, identity.key(PROBE_EPOCH)))
+    identity = read_config(config).identity
+    results = checked_device(device, lambda port: check_device(port, identity.key(PROBE_EPOCH)))
     each = [asdict(result) for result in results]
     render.show(each, render.checks(each), json_wanted)
     if not all(result.ok for result in results):
         raise SystemExit(int(Exit.DEGRADED))
 
 
-def _checked(device: str, run: Callable[[ReservationPort], list[CheckResult]]) -> list[CheckResult]:
+def checked_device(device: str, run: Callable[[ReservationPort], list[CheckResult]]) -> list[CheckResult]:
     try:
         lun = open_lun(device)
     except OSError as wrong:
@@ -73,14 +73,18 @@ def _checked(device: str, run: Callable[[ReservationPort], list[CheckResult]]) -
 @config_option
 def volume_add(name: str, device: str, formatting: bool, force: bool, config: Path, **wanted: Any) -> None:
     """Make a disk the volume NAME, and serve it."""
-    cluster = _config(config)
+    cluster = read_config(config)
     new = _new_volume(name, cluster, **wanted)
     if not formatting:
         fail("a volume is made on an empty disk: repeat with --format (it writes a new file system)", Exit.USAGE)
     known = [each["name"] for each in ask("status")["volumes"]]
     if name in known:
         fail(f"there is a volume {name} already; choose another name", Exit.USAGE)
-    bad = [c for c in _checked(device, lambda port: check_device(port, cluster.identity.key(PROBE_EPOCH))) if not c.ok]
+    bad = [
+        c
+        for c in checked_device(device, lambda port: check_device(port, cluster.identity.key(PROBE_EPOCH)))
+        if not c.ok
+    ]
     if bad and not force:
         text = "; ".join(f"{each.name}: {each.detail}" for each in bad)
         fail(f"{device} does not keep what a volume needs ({text}). Nothing was written", Exit.REFUSED)
@@ -102,7 +106,7 @@ def volume_add(name: str, device: str, formatting: bool, force: bool, config: Pa
     click.echo(f"volume {name} is made on {device}, epoch {label.epoch}; it will be served in a moment")
 
 
-def _config(path: Path) -> Config:
+def read_config(path: Path) -> Config:
     try:
         return load(path, hostname=os.uname().nodename)
     except HaError as wrong:

@@ -23,6 +23,7 @@ TOKEN_HELP = f"Corosync's, in ms; the lease is made to go with it. [default: {TO
 @click.command()
 @click.option("--cluster", required=True, help="A name for the cluster.")
 @click.option("--node", "nodes", multiple=True, required=True, metavar="NAME=NUMBER,ADDRESS[,ADDRESS...]")
+@click.option("--witness", "witness", multiple=True, metavar="WWID", help="A LUN with a vote; 1, 3 or 5 of them.")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve /metrics on each node's address.")
 @click.option("--engine", type=click.Choice(ENGINES), default=BUILTIN, show_default=True, help="Carries heartbeats.")
 @click.option("--token", type=click.IntRange(TOKEN_MIN_MS, 60_000), default=TOKEN_MS, help=TOKEN_HELP)
@@ -32,6 +33,7 @@ TOKEN_HELP = f"Corosync's, in ms; the lease is made to go with it. [default: {TO
 def init(
     cluster: str,
     nodes: tuple[str, ...],
+    witness: tuple[str, ...],
     metrics_port: int | None,
     engine: str,
     token: int,
@@ -48,6 +50,8 @@ def init(
     parsed_nodes = [parse_node(each) for each in nodes]
     corosync_token = token if engine == COROSYNC else None
     text = render_config(cluster, parsed_nodes, metrics_port, ident, directory, token=corosync_token)
+    if witness:
+        text += f"\n[witness]\nwwids = [{', '.join(_quoted(wwid) for wwid in witness)}]\n"
     try:
         parsed = parse_config(text)
     except ConfigError as wrong:
@@ -70,6 +74,8 @@ def init(
         write_corosync(parsed, secret, corosync_dir, token=token, force=force)
         click.echo("  hactl corosync-conf && systemctl enable corosync && systemctl restart corosync")
     click.echo("  systemctl enable --now hactl-nodewatch hactld")
+    if witness:
+        click.echo("Then, on one node, for each LUN of the witness: hactl witness add DEVICE")
 
 
 def parse_node(text: str) -> tuple[str, int, tuple[str, ...]]:

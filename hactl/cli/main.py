@@ -12,6 +12,7 @@ from hactl.cli.diskcmd import check, volume_add
 from hactl.cli.initcmd import init
 from hactl.cli.nodecmd import node
 from hactl.cli.volumecmd import volume
+from hactl.cli.witnesscmd import witness
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,9 +26,8 @@ def main() -> None:
 
 
 volume.add_command(volume_add)
-for command in (
-    init, node, key, volume, status, watch, keys, fence, unfence, history, events, check, timing, corosync_conf,
-):  # fmt: skip
+COMMANDS = (init, node, key, volume, witness, status, watch, keys, fence, unfence, history, events, check, timing)
+for command in (*COMMANDS, corosync_conf):
     main.add_command(command)
 
 if __name__ == "__main__":

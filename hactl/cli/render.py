@@ -38,6 +38,7 @@ def status(state: dict[str, Any]) -> str:
         volumes(state["volumes"]),
         "",
         nodes(state["nodes"]),
+        *(["", witness(state["witness"])] if state.get("witness") else []),
     ]
     lines = wrong(state)
     parts += ["", *(["Nothing is wrong."] if not lines else ["Wrong:", *[f"  {line}" for line in lines]])]
@@ -49,6 +50,17 @@ def wrong(state: dict[str, Any]) -> list[str]:
     lines = list(state["problems"])
     lines += [f"node {n['name']}: {reason}" for n in state["nodes"] for reason in n["reasons"]]
     return lines + [f"volume {v['name']}: {problem}" for v in state["volumes"] for problem in v["problems"]]
+
+
+def witness(shown: dict[str, Any]) -> str:
+    """One line for what it does now, one for each LUN."""
+    used = ", ".join(shown["used_by"])
+    head = f"witness  {'used by ' + used if used else 'not in use'}"
+    rows = [
+        (lun["wwid"], lun["device"], lun["reachable"], lun["epoch"], lun["claimed_by"], lun["why"])
+        for lun in shown["luns"]
+    ]
+    return f"{head}\n{table(('LUN', 'DEVICE', 'REACHABLE', 'EPOCH', 'CLAIMED BY', ''), rows)}"
 
 
 def event(entry: dict[str, Any]) -> str:

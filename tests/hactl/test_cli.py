@@ -205,6 +205,35 @@ def test_init_writes_a_configuration_that_is_accepted_and_a_secret_key(tmp_path:
     assert len(bytes.fromhex(key.read_text().strip())) == 32
 
 
+def test_init_names_the_luns_of_the_witness_and_refuses_two(tmp_path: Path) -> None:
+    result = run(*INIT, "--witness", "naa.6001", "--dir", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "hactl witness add" in result.output
+    assert parse_config((tmp_path / "hactl.toml").read_text()).witness == ("naa.6001",)
+    result = run(*INIT, "--witness", "naa.1", "--witness", "naa.2", "--dir", str(tmp_path / "other"))
+    assert result.exit_code == 2
+    assert "each may get half" in result.output
+    assert not (tmp_path / "other").exists()
+
+
+def test_force_asks_first_and_says_what_it_means(daemon: dict[str, Any]) -> None:
+    daemon["force-witness"] = {"ok": True, "result": {}}
+    result = CliRunner().invoke(main, ["witness", "force"], input="n\n")
+    assert result.exit_code == 1
+    assert "Make sure that every silent node is off" in result.output
+    assert run("witness", "force", "--yes").exit_code == 0
+
+
+def test_witness_show_says_who_uses_it(daemon: dict[str, Any]) -> None:
+    lun = {"wwid": "naa.6001", "device": "/dev/sdb", "reachable": True, "epoch": 4, "claimed_by": "n2", "why": ""}
+    daemon["status"] = {"ok": True, "result": {"witness": {"state": "idle", "used_by": ["n2"], "luns": [lun]}}}
+    result = run("witness", "show")
+    assert result.exit_code == 0, result.output
+    assert "used by n2" in result.output
+    daemon["status"] = {"ok": True, "result": {"witness": None}}
+    assert run("witness", "show").exit_code == 2
+
+
 def test_init_takes_an_address_for_each_link(tmp_path: Path) -> None:
     nodes = ("--node", "n1=1,192.0.2.11,198.51.100.11", "--node", "n2=2,192.0.2.12,198.51.100.12")
     result = run("init", "--cluster", "demo", *nodes, "--dir", str(tmp_path))

@@ -94,3 +94,19 @@ def test_a_silent_node_is_explained_from_the_silence_to_the_end_of_its_lease() -
 )
 def test_each_verdict_says_what_it_means(changes: dict[str, Any], expected: str) -> None:
     assert expected in said(**changes)
+
+
+def test_a_node_that_only_votes_and_one_that_uses_the_witness_say_so() -> None:
+    witness = {
+        "state": "idle",
+        "used_by": ["n2"],
+        "luns": [{"wwid": "naa.1", "epoch": 4, "claimed_by": "n2"}],
+        "problem": "",
+        "waits_for": "",
+    }
+    view = replace(VIEW, witness=witness)
+    told = node_status(view, "n2", number=2, seen_ms_ago=0, reasons=[], phases={}, votes_only=True)
+    assert told["witness"] == {"uses": True, "claimed_last": ["naa.1"]}
+    assert any("it only votes" in line for line in told["verdicts"])
+    assert any("it uses the witness" in line for line in told["verdicts"])
+    assert node_status(VIEW, "n2", number=2, seen_ms_ago=0, reasons=[], phases={})["witness"] is None

@@ -122,6 +122,21 @@ def split(sim: Simulation, *side: int) -> None:
                 sim.network.cuts |= {(one, other), (other, one)}
 
 
+BLINK_MS = 300
+"""R9 shuts a gate 1000 ms after the last acknowledged heartbeat left. A leader that serves claims the witness before,
+and stays leader. Another claimant must be elected first, after 800 to 1030 ms, with disks that take 20 ms; and a node
+that is not the claimant needs one heartbeat of it more."""
+
+
+def shut_for_ms(sim: Simulation, number: int, during_ms: int) -> int:
+    """How long a gate was shut."""
+    shut = 0
+    for _ in range(during_ms // 10):
+        sim.run_until(sim.now + 10)
+        shut += 0 if sim.nodes[number].gate_open() else 10
+    return shut
+
+
 def phase(sim: Simulation, number: int) -> str:
     watch = sim.nodes[number].watch
     assert watch is not None
@@ -131,9 +146,7 @@ def phase(sim: Simulation, number: int) -> str:
 def test_of_two_nodes_cut_apart_the_one_that_serves_goes_on_and_the_other_stays_out_until_the_heal() -> None:
     sim = scene(NodeWatch)
     split(sim, 1)
-    for _ in range(200):
-        sim.run_until(sim.now + 50)
-        assert sim.nodes[1].gate_open(), "the clients of n1 need not notice"
+    assert shut_for_ms(sim, 1, 10_000) <= BLINK_MS
     assert (phase(sim, 1), phase(sim, 2), sim.takeovers) == ("using", "lost", 0)
     assert sim.nodes[2].watch is not None
     assert sim.nodes[2].watch.view(sim.nodes[2].clock()).lease_left_ms == 0
@@ -211,9 +224,7 @@ def test_without_answers_from_the_disk_a_lease_that_rests_on_the_witness_ends() 
 def test_of_four_nodes_one_half_goes_on() -> None:
     sim = scene(NodeWatch, nodes=4, owner=2)
     split(sim, 1, 2)
-    for _ in range(100):
-        sim.run_until(sim.now + 50)
-        assert sim.nodes[2].gate_open()
+    assert shut_for_ms(sim, 2, 5000) <= BLINK_MS
     assert [phase(sim, number) for number in (1, 2, 3, 4)] == ["using", "idle", "lost", "idle"]
     sim.network.cuts.clear()
     sim.run_until(sim.now + 5000)
@@ -275,3 +286,23 @@ def test_a_broken_rule_of_the_witness_is_noticed_when(story: Any, sound: Any, br
     story(*sound)
     with pytest.raises(Violation):
         story(*broken)
+
+
+def test_a_node_that_only_votes_makes_a_majority_and_leads_only_alone() -> None:
+    """n1 runs node watch alone, as `votes_only` nodes do; it has the lowest number."""
+    sim = Simulation(1, nodes=3)
+    sim.owner, sim.slow_writes = 2, 0.0
+    sim.nodes[1].daemon_up = False
+    sim.run_until(6000)
+    assert sim.nodes[2].gate_open()
+    assert leader(sim) == 2
+    sim.nodes[2].power_off()
+    sim.run_until(sim.now + 5000)
+    assert leader(sim) == 3
+    assert (sim.takeovers, sim.nodes[3].gate_open()) == (1, True)
+
+
+def leader(sim: Simulation) -> int:
+    watches = {node.number: node.watch for node in sim.nodes.values() if node.watch is not None}
+    (found,) = [number for number, watch in watches.items() if watch.view(0).role == "leader"]
+    return found

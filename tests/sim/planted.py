@@ -44,7 +44,7 @@ def vote_not_persisted() -> Iterator[dict[str, Any]]:
 def preempt_not_read_back() -> Iterator[dict[str, Any]]:
     """Whatever a preempt says, even that nobody knows, is taken for success, and nothing is read after it."""
 
-    class Credulous(acquisition._Contest):
+    class Credulous(acquisition.Contest):
         def _try(self, step: Any, state: Any) -> None:
             super()._try(step, state)
             if isinstance(step, Preempt):
@@ -55,7 +55,7 @@ def preempt_not_read_back() -> Iterator[dict[str, Any]]:
                 super().run()
 
     with (
-        patch("fencing.acquisition._Contest", Credulous),
+        patch("fencing.acquisition.Contest", Credulous),
         patch("fencing.acquisition.must_be_good", lambda handle: None),
     ):
         yield {}

@@ -381,6 +381,12 @@ class SimClient:
     def on_lost(self, callback: Callable[[], None]) -> None:
         self._on_lost.append(callback)
 
+    def on_witness(self, callback: Callable[[dict[str, Any]], None]) -> None:
+        """Clusters here have no witness; `tests/nodewatch` simulates that."""
+
+    def witness(self, message: dict[str, Any]) -> None:
+        raise AssertionError(f"no witness is configured: {message}")
+
     def send(self, to: str, body: dict[str, Any]) -> None:
         message = json.dumps(body, separators=(",", ":")).encode()
         if len(message) > MAX_BODY_BYTES:

@@ -38,6 +38,7 @@ def test_all_drills_that_ship_can_be_read() -> None:
         "stale-read",
         "starved",
         "stop-node",
+        "two-node-split",
     ]
     for name in names():
         drill = load_drill(name)
