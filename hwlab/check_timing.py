@@ -119,7 +119,9 @@ def error_of(history: History) -> float:
 
 def seen_phases(history: History, kind: str) -> Iterator[tuple[str, tuple[float, float]]]:
     """(row, (earliest, latest moment)): phases that the nodes recorded, gates that the asker saw shut."""
-    if kind in GATES and (shut := gate_shut(history)):
+    # Where the drill wants the primary to serve on, a silence is no end of its gate.
+    goes_on = history.wanted.server == (history.primary,)
+    if kind in GATES and not goes_on and (shut := gate_shut(history)):
         yield GATES[kind], shut
     recovery = first_recovery(history)
     if kind not in SILENT_FAULTS or recovery is None:
