@@ -14,8 +14,8 @@ W is to be one voter among others in the proof of `lease.py`: whoever it acknowl
 votes once per term, whichever node speaks for it. For that:
 
   W1  Every heartbeat says of each LUN the newest claim that its sender knows of (epoch, owner), and whether the
-      sender uses W. A node says `uses` from the moment that it knows that it won, and never uses a claim again once
-      it said no.
+      sender uses W. A node says `uses` from the moment that it asks for a claim (it may read on the LUNs that it won
+      before hactld says so), and never uses a claim again once it said no.
   W2  A claim expects, per LUN, no more than the newest epoch whose owner itself said, in a heartbeat that also said
       that it does not use W. (Or: that this node owns; that nobody owns, as after formatting; or that stable storage
       holds by W6.) So no claim is taken over while it is used, or by somebody who did not hear that its use ended.
@@ -198,6 +198,11 @@ class Arbitration:
     @property
     def uses(self) -> bool:
         return self.phase == Phase.USING
+
+    @property
+    def may_use(self) -> bool:
+        """W1: what heartbeats say."""
+        return self.phase in (Phase.RACING, Phase.USING)
 
     def backs(self, now_ms: int) -> bool:
         """Does W stand behind this node now? For quorum; what it grants has rules of its own."""

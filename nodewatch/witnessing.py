@@ -278,7 +278,7 @@ class Witnessing:
     def flags(self, now: int) -> int:
         """For the heartbeat."""
         serves = HeartbeatFlag.SERVES if self._gates.kept else 0
-        return serves | (HeartbeatFlag.USES_WITNESS if self.arbitration.uses else 0)
+        return serves | (HeartbeatFlag.USES_WITNESS if self.arbitration.may_use else 0)
 
     def show(self, now: int) -> dict[str, Any]:
         """For people; {} = no witness is configured."""
