@@ -154,12 +154,9 @@ def test_garbage_changes_nothing_but_the_counters(data: bytes, source: str, dres
     effects = node.watch.step(ev.Datagram(now_ms=node.clock(), source=source, data=datagram))
     after = node.watch.view(node.clock())
     assert sum(after.drops.values()) == sum(before.drops.values()) + 1
-    assert (after.term, after.role, after.nodes, after.conflict) == (
-        before.term,
-        before.role,
-        before.nodes,
-        before.conflict,
-    )
+    assert (after.term, after.role, after.nodes) == (before.term, before.role, before.nodes)
+    # What comes from a node's own address and cannot be opened may be sealed with another key: people are told.
+    assert all("a key that does not count here" in told for told in set(after.conflict) - set(before.conflict))
     assert not any(isinstance(effect, ev.Persist | ev.Deliver | ev.CloseGates) for effect in effects)
 
 
