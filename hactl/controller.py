@@ -403,9 +403,11 @@ def standby(name: str, *, regrace_ms: int = 2500, fence_early_ms: int = 0) -> Vo
     return Volume(name=name, regrace_ms=regrace_ms, fence_early_ms=fence_early_ms)
 
 
-def adopting(fresh: Volume, order: Order) -> tuple[Volume, tuple[Run, ...]]:
-    """After a restart of the daemon, with a handle recorded in this boot: verify it before anything else."""
-    return replace(fresh, order=order, mine=True)._run(Phase.ADOPTING, Step.VERIFY)
+def adopting(fresh: Volume, order: Order, *, wait_until_ms: int) -> tuple[Volume, tuple[Run, ...]]:
+    """After a restart of the daemon, with a handle recorded in this boot: verify it before anything else.
+
+    The daemon before may have been killed in the midst of a takeover: what it had to wait for counts on."""
+    return replace(fresh, order=order, mine=True, wait_until_ms=wait_until_ms)._run(Phase.ADOPTING, Step.VERIFY)
 
 
 def check(volume: Volume) -> list[str]:

@@ -31,7 +31,7 @@ class FencedDisk:
         luns: tuple[Lun, ...],
         identity: Identity,
         records: Records,
-        order: Callable[[], Order],
+        word: Callable[[], tuple[Order, int]],
         monotonic_s: Callable[[], float],
     ) -> None:
         self.luns = luns
@@ -39,7 +39,7 @@ class FencedDisk:
         self._volume = volume
         self._identity = identity
         self._records = records
-        self._order = order
+        self._word = word
         self._now = monotonic_s
 
     def acquire(self) -> list[Span]:
@@ -55,7 +55,8 @@ class FencedDisk:
         if handle.label is not None and handle.label.wanted != "started":
             handles.update_label(handle, lambda label: replace(label, wanted="started"))
         wwids = tuple(lun.wwid for lun in handle.luns)
-        held = Held(key=handle.key.value, epoch=handle.epoch, order=self._order(), wwids=wwids)
+        order, wait_until_ms = self._word()
+        held = Held(key=handle.key.value, epoch=handle.epoch, order=order, wwids=wwids, wait_until_ms=wait_until_ms)
         self._records.hold(self._volume, held)
         self.handle = handle
         return _fence_spans(handle)

@@ -27,12 +27,16 @@ HISTORY_BYTES_MAX = 4_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """A handle held in this boot: its key, and the leader's word that it followed."""
+    """A handle held in this boot: its key, and the leader's word that it followed.
+
+    `wait_until_ms`: not before then, on this host's monotonic clock, may the address be opened: the old primary's lease
+    may run until then, whatever becomes of the daemon that was told so."""
 
     key: int
     epoch: int
     order: Order
     wwids: tuple[str, ...]
+    wait_until_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -139,7 +139,9 @@ class VolumeSet:
         self.seen[label.volume] = each
         self.log(f"volume={label.volume} found on {found.device} ({found.wwid}), epoch={label.epoch}")
         if held is not None:
-            each.runtime.machine, runs = controller.adopting(each.runtime.machine, held.order)
+            each.runtime.machine, runs = controller.adopting(
+                each.runtime.machine, held.order, wait_until_ms=held.wait_until_ms
+            )
             for run in runs:
                 each.runtime.launch(run)
         return each.runtime
@@ -148,9 +150,9 @@ class VolumeSet:
         name = label.volume
         runtime: VolumeRuntime | None = None
 
-        def order() -> Order:
+        def word() -> tuple[Order, int]:
             assert runtime is not None
-            return runtime.machine.order
+            return runtime.machine.order, runtime.machine.wait_until_ms
 
         def handle() -> tuple[int, int]:
             return (disk.handle.key.value, disk.handle.epoch) if disk.handle else (0, self._epoch(name))
@@ -160,7 +162,7 @@ class VolumeSet:
             luns=(open_lun(found.device),),
             identity=self.config.identity,
             records=self.records,
-            order=order,
+            word=word,
             monotonic_s=self.clock.monotonic_s,
         )
         export = ExportedVolume(VolumeService(self._spec(found, label)), self.clock.monotonic_s)

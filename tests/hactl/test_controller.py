@@ -326,7 +326,7 @@ def test_a_new_leaders_word_for_the_holder_interrupts_nothing() -> None:
 
 
 def test_a_restarted_daemon_verifies_the_recorded_handle_before_anything_else() -> None:
-    volume, runs = controller.adopting(controller.standby("v1"), order(3))
+    volume, runs = controller.adopting(controller.standby("v1"), order(3), wait_until_ms=0)
     assert runs == (Run(step=Step.VERIFY),)
     volume, _ = feed(volume, LeaseChanged(held=True))
     volume, asked = run_all(volume)
@@ -334,8 +334,21 @@ def test_a_restarted_daemon_verifies_the_recorded_handle_before_anything_else() 
     assert volume.phase is Phase.SERVING
 
 
+def test_a_daemon_killed_in_the_midst_of_a_takeover_goes_on_waiting_for_the_old_lease() -> None:
+    """Simulation, seed 362 of 2026-11-21: the new daemon opened the address at once, and two nodes had it."""
+    volume, _ = controller.adopting(controller.standby("v1"), order(3), wait_until_ms=3000)
+    volume, _ = feed(volume, Tick(now_ms=1000), LeaseChanged(held=True))
+    volume, asked = run_all(volume)
+    assert (volume.phase, Step.OPEN in asked) == (Phase.WAITING, False)
+    again = Assigned(order=order(3), mine=True, wait_until_ms=3300)
+    volume, _ = feed(volume, again, Tick(now_ms=2999))
+    assert volume.phase is Phase.WAITING
+    volume, runs = feed(volume, Tick(now_ms=3000))
+    assert runs == [Run(step=Step.VERIFY)]
+
+
 def test_a_restarted_daemon_whose_handle_is_lost_takes_everything_down() -> None:
-    volume, _ = controller.adopting(controller.standby("v1"), order(3))
+    volume, _ = controller.adopting(controller.standby("v1"), order(3), wait_until_ms=0)
     volume, _ = feed(volume, StepFailed(step=Step.VERIFY, text="preempted", lost=True))
     volume, asked = run_all(volume)
     assert asked[0] is Step.SHUT

@@ -37,7 +37,7 @@ def test_a_garbled_floor_is_an_error_and_never_zero(records: Records, tmp_path: 
 
 
 def test_a_handle_of_this_boot_is_found_again_until_it_is_forgotten(records: Records) -> None:
-    held = Held(key=0x1234, epoch=4, order=Order(term=1, number=2), wwids=("w",))
+    held = Held(key=0x1234, epoch=4, order=Order(term=1, number=2), wwids=("w",), wait_until_ms=77)
     records.hold("v1", held)
     assert records.held() == {"v1": held}
     records.forget("v1")
