@@ -7,11 +7,12 @@ HOURS ?= 1
 RUNS ?= 1
 LAB ?= lab
 
-.PHONY: help drill test check sim soak unit lab-tests drills bench setup setup-dev lab-setup down clean
+.PHONY: help drill test check sim soak unit lab-tests lab-tests-long bench setup setup-dev lab-setup down clean
 
 help:
 	@echo "make drill [DRILL=NAME] [RUNS=N]   boot the lab and run a failover drill (default: kill-primary)"
-	@echo "make test     everything that CI runs: make check, then the tests and all drills on real kernels"
+	@echo "make test     everything that CI runs: make check, make sim, then tests and drills on real kernels"
+	@echo "make lab-tests-long   more drills on real kernels: two nodes, corosync, changes while running, flap, drift, starved"
 	@echo "make check    lint, types, layers and unit tests, in seconds; needs no root"
 	@echo "make sim [SEEDS=N]     simulate N seeds of misfortune (default 1000); part of make test"
 	@echo "make soak [HOURS=N]    simulate new seeds for hours"
@@ -44,7 +45,10 @@ soak: setup-dev
 	$(PY) -m tests.sim --soak $(HOURS)
 
 lab-tests: setup
-	$(PY) -m pytest -m lab -v --durations=0
+	$(PY) -m pytest -m "lab and not long" -v --durations=0
+
+lab-tests-long: setup
+	$(PY) -m pytest -m "lab and long" -v --durations=0
 
 test: setup check sim lab-tests
 

@@ -109,6 +109,16 @@ def fault_interval(history: History) -> tuple[str, float, float] | None:
     return None
 
 
+def silenced(recovery: Recovery, history: History) -> set[str]:
+    """Hosts that had fallen silent when the recovery took the disk."""
+    until_ms = min((step.start_ms for step in recovery.steps if step.name == "fence"), default=float("inf"))
+    return {
+        mark.node
+        for mark in history.marks
+        if mark.kind == "fault" and mark.at_ms < until_ms and mark.what.partition(" ")[0] in SILENT_FAULTS
+    }
+
+
 def error_of(history: History) -> float:
     asked = history.answers.asked_ms if history.answers else ()
     gaps = sorted(after - before for before, after in pairwise(asked))
@@ -124,7 +134,8 @@ def seen_phases(history: History, kind: str) -> Iterator[tuple[str, tuple[float,
     if kind in GATES and not goes_on and (shut := gate_shut(history)):
         yield GATES[kind], shut
     recovery = first_recovery(history)
-    if kind not in SILENT_FAULTS or recovery is None:
+    # A majority must be left to notice: with all nodes dark, recovery waits for their power.
+    if kind not in SILENT_FAULTS or recovery is None or 2 * len(silenced(recovery, history)) > len(history.nodes):
         return
     ends = {step.name: step.end_ms for step in reversed(recovery.steps)}
     starts = {step.name: step.start_ms for step in reversed(recovery.steps)}

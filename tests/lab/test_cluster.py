@@ -37,11 +37,8 @@ DRILLS = (
     "cut-one-way-out",
     "cut-all",
     "stale-read",
-    "drift",
-    "flap",
-    "starved",
-    "stop-node",
     "kill-controller",
+    *(pytest.param(name, marks=pytest.mark.long) for name in ("drift", "flap", "starved", "stop-node")),
 )
 SHORT_S = {"flap": 16.0, "starved": 60.0}
 """Drills that take a minute or ten are played shorter here; their own length is for `make drill`."""

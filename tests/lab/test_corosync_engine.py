@@ -17,7 +17,7 @@ from hwlab.lab import open_lab, remove_lab
 from hwlab.labstage import LabStage
 from hwlab.preconditions import preconditions
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.long]
 
 LAB = "coroeng"
 TRIES = 2

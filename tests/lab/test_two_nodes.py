@@ -17,7 +17,7 @@ from hwlab.labstage import LabStage
 from hwlab.preconditions import preconditions
 from hwlab.protocols import Lab
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.long]
 
 LAB = "twonodes"
 TRIES = 2

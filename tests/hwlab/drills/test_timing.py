@@ -48,6 +48,12 @@ def test_a_primary_that_serves_again_later_has_shut_its_gate_all_the_same(histor
     assert rows(with_fault(history, "hang-daemon", answers=lost))["gate of a stopped node watch closes"].high_ms == 900
 
 
+def test_a_recovery_that_waited_for_the_nodes_power_is_not_compared(history: Histories) -> None:
+    dark = tuple(Mark(at_ms=FAULT_MS + n, what=f"kill n{n}", kind="fault", node=f"n{n}") for n in (1, 2, 3))
+    assert "detect" in rows(history(marks=dark[:1]))
+    assert "detect" not in rows(history(marks=dark))
+
+
 def test_how_long_the_fault_took_widens_what_was_seen(history: Histories) -> None:
     seen = rows(with_fault(history, "cut", until_ms=FAULT_MS + 300))["detect"]
     assert (seen.low_ms, seen.high_ms) == (450, 750)
