@@ -160,12 +160,12 @@ OPEN_PHASES = frozenset({Phase.OPENING, Phase.RECLAIMING, Phase.SERVING})
 class Volume:
     """What the machine knows of one volume. Start with `standby(name)` or `adopting(name, order)`.
 
-    `regrace_ms`: the address may be shut for so long before clients must reclaim (a quarter of their NFS lease: they
-    renew after two thirds of it). `asked_ms`: when the running step began. `doubt_ms`: since when the disk has not
-    said that the handle is good, though asked. `stale`: the lease was lost since the running step began, so a
-    verification may have looked too early. `shut`: the address is surely away (while leaving).
-    `fence_early_ms`: so long before the end of the old lease a primary that runs has shut its address
-    (`Timing.fence_early_ms`).
+    `began`: the word with which this take began; only that one knows its `wait_until_ms`. `regrace_ms`: the address
+    may be shut for so long before clients must reclaim (a quarter of their NFS lease: they renew after two thirds
+    of it). `asked_ms`: when the running step began. `doubt_ms`: since when the disk has not said that the handle is
+    good, though asked. `stale`: the lease was lost since the running step began, so a verification may have looked
+    too early. `shut`: the address is surely away (while leaving). `fence_early_ms`: so long before the end of the
+    old lease a primary that runs has shut its address (`Timing.fence_early_ms`).
     """
 
     name: str
@@ -173,6 +173,7 @@ class Volume:
     order: Order = ORDER_NONE
     mine: bool = False
     stop: bool = False
+    began: Order = ORDER_NONE
     wait_until_ms: int = 0
     cause: str = ""
     lease: bool = False
@@ -226,8 +227,10 @@ class Volume:
         if event.order < self.order:
             return self  # an older leader's word
         wait = event.wait_until_ms
-        if event.order == self.order and self.mine:
-            wait = min(wait, self.wait_until_ms)  # told again: each telling is safe, so the earliest counts
+        if event.mine and self.mine and self.phase is not Phase.STANDBY:
+            # Told again: each telling is safe, so the earliest counts. Another word ("you have it already") does not
+            # know what this take waits for.
+            wait = min(wait, self.wait_until_ms) if event.order == self.began else self.wait_until_ms
         return replace(
             self,
             order=event.order,
@@ -269,7 +272,7 @@ class Volume:
         match self.phase:
             case Phase.STANDBY:
                 if self.mine and self.failed != self.order:
-                    return replace(self, failure="", lost=False)._begin()
+                    return replace(self, failure="", lost=False, began=self.order)._begin()
                 return self, ()
             case Phase.LISTENING if not self.mine:
                 return replace(self, phase=Phase.STANDBY), ()

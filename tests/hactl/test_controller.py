@@ -119,6 +119,31 @@ def test_a_lost_lease_suspends_and_resumes_only_through_the_disk() -> None:
     assert runs == [Run(step=Step.OPEN)]
 
 
+def test_an_adopted_take_waits_on_whatever_a_new_leader_says() -> None:
+    """Found by the simulation: leader and taker were one host, and its restarted hactld told itself that it served."""
+    volume, _ = controller.adopting(controller.standby("v1"), order(1), wait_until_ms=5000)
+    volume, _ = feed(volume, LeaseChanged(held=True), Tick(now_ms=4000), mine(2, wait_until_ms=4000), mine(2, 4100))
+    volume, asked = run_all(volume)
+    assert Step.OPEN not in asked and volume.phase is Phase.WAITING
+    volume, _ = feed(volume, Tick(now_ms=4999), mine(2, wait_until_ms=4999))
+    assert volume.phase is Phase.WAITING
+    volume, runs = feed(volume, Tick(now_ms=5000))
+    assert volume.phase is not Phase.WAITING and runs
+
+
+def test_a_new_leader_that_finds_a_take_under_way_does_not_shorten_its_wait() -> None:
+    """It says "kept by the new leader", and knows of no wait."""
+    kept = Assigned(order=order(1, term=2), mine=True, wait_until_ms=4700)
+    taking = controller.standby("v1", fence_early_ms=829)
+    volume, _ = feed(taking, LeaseChanged(held=True), mine(wait_until_ms=5000), Tick(now_ms=4700), kept)
+    volume, asked = run_all(volume)
+    assert (volume.phase, asked[-1]) == (Phase.WAITING, Step.EXPORT)
+    volume, runs = feed(volume, kept, Tick(now_ms=4999), replace(kept, wait_until_ms=4999))
+    assert (volume.phase, runs) == (Phase.WAITING, [])
+    volume, runs = feed(replace(volume, suspended_ms=4000), Tick(now_ms=5000))
+    assert runs == [Run(step=Step.VERIFY)]
+
+
 def test_a_lease_that_was_lost_and_held_again_during_one_check_is_not_forgotten() -> None:
     """Found by the simulation: the node was barred and let in meanwhile, so its gate stayed shut until it was handed
     over anew, and the volume called itself served for ever."""
