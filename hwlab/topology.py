@@ -42,7 +42,7 @@ class HostSpec:
     name: str
     role: Role
     addresses: Mapping[str, str]
-    memory_mb: int = 256
+    memory_mb: int = 384
     ssh: str | None = None
     interfaces: Mapping[str, str] = field(default_factory=dict)
 
@@ -212,7 +212,7 @@ def _host(table: _Table) -> HostSpec:
         name=table.take("name", str),
         role=Role(role),
         addresses=table.take("addresses", dict),
-        memory_mb=table.take("memory_mb", int, 256),
+        memory_mb=table.take("memory_mb", int, 384),
         ssh=table.take("ssh", str, "") or None,
         interfaces=table.take("interfaces", dict, {}),
     )
