@@ -59,6 +59,14 @@ def checked_device(device: str, run: Callable[[ReservationPort], list[CheckResul
         lun.close()
 
 
+def refuse_unfit(device: str, cluster: Config, purpose: str, force: bool) -> None:
+    """End the process with a clear line if the device failed a check, unless it is forced."""
+    results = checked_device(device, lambda port: check_device(port, cluster.identity.key(PROBE_EPOCH)))
+    bad = "; ".join(f"{each.name}: {each.detail}" for each in results if not each.ok)
+    if bad and not force:
+        fail(f"{device} does not keep what {purpose} needs ({bad}). Nothing was written", Exit.REFUSED)
+
+
 @click.command("add")
 @click.argument("name")
 @click.option("--device", required=True, help="The whole disk, best by /dev/disk/by-id/wwn-….")
@@ -80,14 +88,7 @@ def volume_add(name: str, device: str, formatting: bool, force: bool, config: Pa
     known = [each["name"] for each in ask("status")["volumes"]]
     if name in known:
         fail(f"there is a volume {name} already; choose another name", Exit.USAGE)
-    bad = [
-        c
-        for c in checked_device(device, lambda port: check_device(port, cluster.identity.key(PROBE_EPOCH)))
-        if not c.ok
-    ]
-    if bad and not force:
-        text = "; ".join(f"{each.name}: {each.detail}" for each in bad)
-        fail(f"{device} does not keep what a volume needs ({text}). Nothing was written", Exit.REFUSED)
+    refuse_unfit(device, cluster, "a volume", force)
     records = Records(STABLE, BOOT)
     try:
         label = format_volume(

@@ -9,11 +9,9 @@ import click
 
 from fencing._format import format_witness
 from fencing.errors import FencingError
-from fencing.model import PROBE_EPOCH
-from fencing.verdict import check_device
 from hactl.cli import render
 from hactl.cli.client import SOCKET, ask, fail
-from hactl.cli.diskcmd import BOOT, STABLE, checked_device, read_config
+from hactl.cli.diskcmd import BOOT, STABLE, read_config, refuse_unfit
 from hactl.cli.exits import Exit
 from hactl.cli.options import config_option, json_option
 from hactl.errors import HaError
@@ -48,11 +46,7 @@ def witness_show(json_wanted: bool) -> None:
 def witness_add(device: str, force: bool, config: Path) -> None:
     """Make the whole disk DEVICE a LUN of the witness. It holds nothing else; 8 MiB are enough."""
     cluster = read_config(config)
-    results = checked_device(device, lambda port: check_device(port, cluster.identity.key(PROBE_EPOCH)))
-    bad = [each for each in results if not each.ok]
-    if bad and not force:
-        text = "; ".join(f"{each.name}: {each.detail}" for each in bad)
-        fail(f"{device} does not keep what a witness needs ({text}). Nothing was written", Exit.REFUSED)
+    refuse_unfit(device, cluster, "a witness", force)
     records = Records(STABLE, BOOT)
     try:
         label = format_witness(

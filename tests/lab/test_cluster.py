@@ -1,4 +1,4 @@
-"""The whole of hactl on a lab of real kernels: every drill, restarts of the daemon, and what must be refused.
+"""The whole of hactl on a lab of real kernels: the drills, restarts of the daemon, and what must be refused.
 
 One lab serves all tests of this module: a test that leaves it unhealthy fails the next, which is how it should be.
 """
