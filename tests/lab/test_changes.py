@@ -91,7 +91,6 @@ def test_nodes_and_the_key_change_while_a_client_writes(lab: Lab) -> None:
     n4, client = lab.hosts["n4"], lab.hosts["c1"]
     before = status(lab.hosts["n1"])
     primary = lab.hosts[before["volumes"][0]["server"]]
-    replaced = next(lab.hosts[name] for name in ("n3", "n2", "n1") if name not in (before["leader"], primary.name))
     writer = client.command.start(["python3", "-c", WRITER], stdin=subprocess.PIPE)
     assert writer.stdout is not None and writer.stdin is not None
     assert writer.stdout.readline() == b"ready\n"
@@ -108,6 +107,8 @@ def test_nodes_and_the_key_change_while_a_client_writes(lab: Lab) -> None:
     assert refused.status == 1 and b"another node's" in refused.stderr
 
     words = prepare(primary, n4, 5)
+    leader = status(primary)["leader"]
+    replaced = next(lab.hosts[name] for name in ("n3", "n2", "n1") if name not in (leader, primary.name))
     run(primary, "hactl", "node", "replace", replaced.name, *words)
     run(replaced, "systemctl", "stop", "hactld", "hactl-nodewatch")
     wait_for(lambda: ready(primary, 3), "three nodes to be ready")
