@@ -49,6 +49,8 @@ BEAT_S = 0.5
 TELL_S = 1.0
 SCAN_S = 5.0
 REQUEST_S = 10.0
+NOT_NEEDED = 69
+"""Exit status on a node that only votes; hactld.service knows it as a good end, after which it stays down."""
 CHANGES = frozenset({"node-add", "node-remove", "key-rotate"})
 
 
@@ -477,7 +479,8 @@ class Daemon:
 
 
 def main() -> None:
-    """`python -m hactl.daemon --config FILE`: exit code 2 for a configuration that is refused."""
+    """`python -m hactl.daemon --config FILE`: exit code 2 for a configuration that is refused, `NOT_NEEDED` on a node
+    that only votes."""
     parser = argparse.ArgumentParser(prog="hactld", description="hactl's recovery controller")
     parser.add_argument("--config", type=Path, default=Path("/etc/hactl/hactl.toml"))
     parser.add_argument("--stable", type=Path, default=Path("/var/lib/hactl"))
@@ -492,7 +495,7 @@ def main() -> None:
         raise SystemExit(2) from wrong
     if config.me in config.voters:
         print(f"hactld: {config.me} only votes (votes_only): it needs hactl-nodewatch alone", file=sys.stderr)
-        raise SystemExit(0)
+        raise SystemExit(NOT_NEEDED)
     try:
         asyncio.run(Daemon(config, paths, clock, log=lambda line: print(line, flush=True)).run())
     except (HaError, NodeWatchUnreachable) as failed:

@@ -273,7 +273,8 @@ def _bars(plan: Plan, facts: Facts) -> tuple[str, ...]:
     but deaf, so that no word reaches them; or suspended for so long that they gave up by themselves (their disk does
     not answer).
 
-    A node that never reported may hold anything: it gets `RETRY_MS` to start its daemon before it is barred.
+    A node that never reported may hold anything. Without a daemon it gets `RETRY_MS` to start one before it is barred;
+    a daemon that hangs was there, so there is nothing to wait for.
     """
     owners = {word.node for word in plan.table.values()}
     patient = facts.now_ms - plan.begun_ms < RETRY_MS
@@ -281,7 +282,8 @@ def _bars(plan: Plan, facts: Facts) -> tuple[str, ...]:
     def mute(name: str, node: NodeFacts) -> bool:
         if not node.alive or not (node.deaf or node.daemon in ("hung", "absent")):
             return False
-        return node.deaf or name in owners or not (patient and node.report is None)
+        starting = patient and node.daemon == "absent" and node.report is None
+        return node.deaf or name in owners or not starting
 
     return tuple(
         name

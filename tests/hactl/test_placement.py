@@ -217,6 +217,10 @@ def test_a_node_whose_daemon_never_reports_is_barred_after_a_while() -> None:
     assert decide(later, first.plan).bars == ("n1",)
 
 
+def test_a_daemon_that_hangs_is_barred_at_once_though_it_never_reported_to_this_leader() -> None:
+    assert decide(facts(n1=NodeFacts(alive=True, daemon="hung"), n2=node(), n3=node())).bars == ("n1",)
+
+
 def test_a_new_term_keeps_a_taker_that_is_on_its_way() -> None:
     taking = node(volume("mounting", order=Order(term=3, number=2)))
     old = node(volume("suspended", order=Order(term=3, number=1)))
