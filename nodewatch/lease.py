@@ -102,7 +102,7 @@ class TimingRow:
 class Timing:
     heartbeat_ms: int = 200
     overdue_ms: int = 800
-    lease_ms: int = 1750
+    lease_ms: int = 1700
     gate_lifetime_s: int = 1
     gate_slack_ms: int = 400
     drift_percent: int = 5

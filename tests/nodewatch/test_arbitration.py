@@ -221,7 +221,7 @@ def test_a_witness_is_one_vote_more_and_must_be_the_same_everywhere() -> None:
         (with_witness('["naa.1"]', nodes=1), "only one node"),
         (with_witness('["naa.1"]', more='name = "w"'), "unknown key"),
         (with_witness('["naa.1"]', more="[timing]\nhead_start_ms = 200"), "head_start_ms = 200 < 1.125 * heartbeat_ms"),
-        (with_witness('["naa.1"]', more="[timing]\nhead_start_ms = 940"), "= 1940 > 1939"),
+        (with_witness('["naa.1"]', more="[timing]\nhead_start_ms = 884"), "= 1884 > 1883"),
         (GOOD.replace("number = 1", 'number = 1\nvotes_only = "yes"'), "true or false"),
     ],
 )

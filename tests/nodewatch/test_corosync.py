@@ -31,7 +31,7 @@ FACTS = facts_of(CONFIG, 1)
 
 def test_the_default_lease_does_not_bridge_the_recommended_token_and_the_refusal_shows_why() -> None:
     [line] = corosync.violations(Timing(), corosync.recommended())
-    assert line.startswith("lease_ms = 1750 < ")
+    assert line.startswith("lease_ms = 1700 < ")
     assert "400 + 480 + 100 + 400 + 650 = 2030" in line
     token = int(line.split("token to at most ")[1].split(",")[0])
     assert not corosync.violations(Timing(), corosync.recommended(token))
