@@ -8,19 +8,31 @@ import time
 import pytest
 
 from hwlab import enginebench
-from hwlab.enginebench import BUILTIN, COROSYNC, Cost, as_dict, as_text, token_for
+from hwlab.enginebench import BUILTIN, COROSYNC, Cost, as_dict, as_text, bracketed, next_token
 from hwlab.errors import LabError
 
 
-@pytest.mark.parametrize(("detect_ms", "beyond_ms", "token_ms"), [(700, 40, 300), (2240, 40, 1000), (100, 40, 130)])
-def test_the_token_that_detects_in_a_given_time(detect_ms: float, beyond_ms: float, token_ms: int) -> None:
-    assert token_for(detect_ms, beyond_ms) == token_ms
+def seen(detect_ms: float, token_ms: int = 0) -> Cost:
+    return Cost(engine="corosync" if token_ms else "builtin", token_ms=token_ms, detect_ms=[detect_ms])
+
+
+@pytest.mark.parametrize(("detect_ms", "token_ms"), [(700, 300), (2240, 1000), (100, 130)])
+def test_the_first_token_is_guessed_from_the_time_to_detect_in(detect_ms: float, token_ms: int) -> None:
+    assert next_token(seen(detect_ms), []) == token_ms
 
 
 def test_a_second_guess_uses_what_the_first_one_took() -> None:
-    first = token_for(720, 40)
-    seen = 2.2 * first + 90  # this machine's corosync needs longer than thought
-    assert abs(2.2 * token_for(720, seen - 2.2 * first) + 90 - 720) < 8
+    first = next_token(seen(720), [])
+    tried = [seen(2.2 * first + 90, first)]  # this machine's corosync needs longer than thought
+    assert abs(2.2 * next_token(seen(720), tried) + 90 - 720) < 8
+
+
+@pytest.mark.parametrize(
+    ("others", "enough"),
+    [([], False), ([1400], False), ([1400, 1300], False), ([800], False), ([1400, 800], True), ([1049], True)],
+)
+def test_the_search_ends_with_an_equal_time_or_one_on_each_side(others: list[float], enough: bool) -> None:
+    assert bracketed(seen(1000), [seen(ms, 300) for ms in others]) is enough
 
 
 @pytest.mark.parametrize(
