@@ -124,6 +124,7 @@ class Trial:
 
     def _intend(self, epoch: int) -> None:
         """Durable, as hactld's record is."""
+        self._record.parent.mkdir(parents=True, exist_ok=True)
         with open(self._record, "w") as file:
             file.write(str(epoch))
             file.flush()
