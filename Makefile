@@ -7,7 +7,7 @@ HOURS ?= 1
 RUNS ?= 1
 LAB ?= lab
 
-.PHONY: help drill test check sim soak unit lab-tests lab-tests-long bench setup setup-dev lab-setup down clean
+.PHONY: help drill test check sim soak unit lab-tests lab-tests-long bench bench-fence setup setup-dev lab-setup down clean
 
 help:
 	@echo "make drill [DRILL=NAME] [RUNS=N]   boot the lab and run a failover drill (default: kill-primary)"
@@ -17,6 +17,7 @@ help:
 	@echo "make sim [SEEDS=N]     simulate N seeds of misfortune (default 1000); part of make test"
 	@echo "make soak [HOURS=N]    simulate new seeds for hours"
 	@echo "make bench    client stalls, CPU and memory, medians over several runs"
+	@echo "make bench-fence   how long fencing 1, 8 and 100 LUNs takes"
 	@echo "make down     take the lab down; leaves nothing behind"
 
 setup-dev:
@@ -30,6 +31,9 @@ drill: setup
 
 bench: setup
 	@$(PY) -m hwlab --lab $(LAB) bench
+
+bench-fence: setup
+	@$(PY) -m hwlab --lab $(LAB) bench-fence
 
 check: setup-dev
 	$(PY) -m ruff check .

@@ -15,7 +15,16 @@ from pathlib import Path
 
 from fencing._sgutils import SgPort
 from fencing.errors import CONFLICT, NotDelivered, OutcomeUnknown, Refused
-from fencing.label import BLOCK_BYTES, COPIES, FoundLabel, Label, encode, newest
+from fencing.label import (
+    BLOCK_BYTES,
+    COPIES,
+    LABEL_BYTES_MAX,
+    FoundLabel,
+    Label,
+    bytes_needed,
+    encode,
+    newest,
+)
 from fencing.port import Lun
 
 LABEL_OFFSETS = (1 << 20, (1 << 20) + (64 << 10))
@@ -24,6 +33,7 @@ SECTOR_BYTES = 512
 """The unit of sizes in sysfs, whatever the disk's own sectors have."""
 
 assert len(LABEL_OFFSETS) == COPIES
+assert LABEL_OFFSETS[0] + LABEL_BYTES_MAX <= LABEL_OFFSETS[1]
 
 
 class DiskLabels:
@@ -55,7 +65,7 @@ class DiskLabels:
     def erase(self) -> None:
         """Blank both copies: for a disk that is about to become something else."""
         for slot in range(COPIES):
-            self._write_block(bytes(BLOCK_BYTES), slot)
+            self._write_block(bytes(LABEL_BYTES_MAX), slot)
 
     def close(self) -> None:
         for descriptor in (self._reader, self._writer):
@@ -68,14 +78,14 @@ class DiskLabels:
             if self._writer < 0:
                 self._writer = self._open(os.O_WRONLY | os.O_DSYNC)
                 _ask_not_to_rescan(self._writer)
-            with mmap.mmap(-1, BLOCK_BYTES) as buffer:
+            with mmap.mmap(-1, len(block)) as buffer:
                 buffer[:] = block
                 written = os.pwrite(self._writer, buffer, LABEL_OFFSETS[slot])
         except OSError as error:
             raise _write_error(self._device, error) from error
-        if written != BLOCK_BYTES:
+        if written != len(block):
             raise OutcomeUnknown(
-                f"{written} of {BLOCK_BYTES} bytes written", device=self._device, operation="write label"
+                f"{written} of {len(block)} bytes written", device=self._device, operation="write label"
             )
 
     def _open(self, flags: int) -> int:
@@ -94,10 +104,9 @@ class DiskLabels:
         try:
             if self._reader < 0:
                 self._reader = self._open(os.O_RDONLY)
-            # an anonymous mapping begins at a page, which O_DIRECT wants for 4096-byte sectors
-            with mmap.mmap(-1, BLOCK_BYTES) as buffer:
-                got = os.preadv(self._reader, [buffer], offset)
-                return bytes(buffer[:got])
+            head = self._pread(offset, BLOCK_BYTES)
+            needed = bytes_needed(head)
+            return head if needed <= BLOCK_BYTES else self._pread(offset, needed)
         except OSError as error:
             if error.errno in (errno.EIO, errno.EILSEQ, errno.ENODATA):
                 return None
@@ -107,6 +116,12 @@ class DiskLabels:
                 operation="read label",
                 sense=errno.errorcode.get(error.errno or 0, ""),
             ) from error
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        # an anonymous mapping begins at a page, which O_DIRECT wants for 4096-byte sectors
+        with mmap.mmap(-1, length) as buffer:
+            got = os.preadv(self._reader, [buffer], offset)
+            return bytes(buffer[:got])
 
 
 def _ask_not_to_rescan(descriptor: int) -> None:
@@ -134,7 +149,13 @@ def open_lun(device: str) -> Lun:
     if wwid(path) != name:
         port.close()
         raise OSError(errno.ENODEV, "became another disk while it was opened", path)
-    return Lun(wwid=name, port=port, labels=DiskLabels(path, name), in_use=partial(in_use, path))
+    return Lun(
+        wwid=name,
+        port=port,
+        labels=DiskLabels(path, name),
+        in_use=partial(in_use, path),
+        size_bytes=partial(size_bytes, path),
+    )
 
 
 def block_name(device: str) -> str:
@@ -155,7 +176,8 @@ def wwid(device: str) -> str:
     sysfs = Path("/sys/class/block") / name
     for attribute in ("device/wwid", "wwid", "dm/uuid"):
         try:
-            text = " ".join((sysfs / attribute).read_text().split())
+            # a device may answer with any bytes
+            text = " ".join((sysfs / attribute).read_text(errors="backslashreplace").split())
         except OSError:
             continue
         if attribute == "dm/uuid" and not text.startswith("mpath-"):

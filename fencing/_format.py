@@ -17,12 +17,14 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from fencing._disk import LABEL_AREA_END, DiskLabels, open_lun, size_bytes
+from fencing._threads import Threads
 from fencing.acquisition import Intent, fence, stamp
 from fencing.claim import WITNESS_FS
-from fencing.errors import FormatFailed, FormatRefused, LabelError
-from fencing.label import Label
+from fencing.errors import FencingError, FormatFailed, FormatRefused, LabelError
+from fencing.label import MEMBERS_MAX, Label
 from fencing.model import Identity, Key, ReservationState
 from fencing.port import Lun
 from fencing.timing import Clock, Stopwatch
@@ -33,13 +35,16 @@ SMALL_BYTES = 64 << 30
 takeover.
 """
 
+# `first-lba`: else sfdisk begins at the first multiple of the disk's optimal I/O size, where that is beyond 1 MiB
 PARTITIONS = """\
 label: gpt
+first-lba: {first}
 start=1MiB, size=3MiB, type=8DA63339-0007-60C0-C436-083AC8230908, name="hactl-label"
 start=4MiB, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4, name="hactl-data"
 """
-WITNESS_PARTITIONS = "".join(PARTITIONS.splitlines(keepends=True)[:2])
+WITNESS_PARTITIONS = "".join(PARTITIONS.splitlines(keepends=True)[:3])
 """Only the label's, so that other tools see that the disk is not empty."""
+_SFDISK = ["sfdisk", "--quiet", "--wipe", "always", "--wipe-partitions", "always"]
 _PARTITION_DEADLINE_S = 20.0
 _POLL_S = 0.02
 _ERROR_BYTES_MAX = 300
@@ -79,6 +84,19 @@ class NewVolume:
     lease_s: int
     grace_s: int
     wanted: str = "stopped"
+    stack: str = ""
+
+
+class Join(Protocol):
+    """Makes one device of the data partitions of several LUNs (`fs/_assemble.py`), and lets go of them again."""
+
+    def create(self) -> str: ...
+
+    def disassemble(self) -> bool: ...
+
+
+Joined = Callable[[str, tuple[str, ...]], Join]
+"""(uuid of the volume, data partitions in WWID order) -> what joins them."""
 
 
 def format_volume(
@@ -92,31 +110,79 @@ def format_volume(
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Label:
-    """Destroy what is on a whole disk and make it a volume; returns its label.
+    """As `format_set`, for a volume on one LUN."""
+    return format_set([device], new, identity, floor=floor, intent=intent, clock=clock, force=force, say=say)
 
-    FormatRefused, DeviceBusy, ForeignOwner: nothing was changed. A disk that is not empty needs `force`; one
-    that somebody outside this cluster, or a node that serves it, has reserved is refused in any case. `floor`
+
+def format_set(
+    devices: Sequence[str],
+    new: NewVolume,
+    identity: Identity,
+    *,
+    floor: int,
+    intent: Intent,
+    clock: Clock,
+    join: Joined | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Label:
+    """Destroy what is on whole disks and make them one volume; returns its label. `join`: for `new.stack`.
+
+    FormatRefused, DeviceBusy, ForeignOwner: nothing was changed on any of them. A disk that is not empty needs `force`;
+    one that somebody outside this cluster, or a node that serves it, has reserved is refused in any case. `floor`
     and `intent` as in `acquire`.
     """
-    lun = open_lun(device)
+    spread = Threads()
+    disks = _opened(devices, new)
     try:
-        old = _check(device, lun, new, identity, force)
-        handle = fence([lun], identity, floor=max(floor, old.epoch if old else 0), intent=intent, clock=clock)
-        say(f"fenced {lun.wwid} with key {handle.key}")
-        label = _first_label(new, identity, lun.wwid, handle.epoch)
+        luns = [lun for _, lun in disks]
+        olds = [_check(device, lun, new, identity, force) for device, lun in disks]
+        highest = max([floor, *(old.epoch for old in olds if old)])
+        handle = fence(luns, identity, floor=highest, intent=intent, clock=clock, spread=spread)
+        say(f"fenced {_told([lun.wwid for lun in luns])} with key {handle.key}")
+        label = _first_label(new, identity, luns, handle.epoch)
         try:
-            _make(device, lun, new, say)
+            _make(disks, new, label, join, say)
             stamp(handle, label, stopwatch=Stopwatch(clock))
-        except (OSError, subprocess.SubprocessError) as error:
+        except FencingError:
+            raise
+        except Exception as error:
             raise FormatFailed(
                 f"formatting ended half way: {error}",
-                device=device,
+                device=_told(list(devices)),
                 next_action="mend the cause and format again with force",
             ) from error
-        say(f"volume {new.name} is on {lun.wwid}, epoch {label.epoch}")
+        say(f"volume {new.name} is on {_told([lun.wwid for lun in luns])}, epoch {label.epoch}")
         return label
     finally:
-        lun.close()
+        spread.close()
+        for _, lun in disks:
+            lun.close()
+
+
+def _opened(devices: Sequence[str], new: NewVolume) -> list[tuple[str, Lun]]:
+    """In WWID order. FormatRefused unless each is another LUN."""
+    if len(devices) > MEMBERS_MAX:
+        raise _refused(devices[0], f"{len(devices)} disks, a volume has at most {MEMBERS_MAX}", "use fewer disks")
+    if len(devices) > 1 and not new.stack:
+        raise _refused(devices[0], f"{len(devices)} disks and nothing that joins them", "say how: --stack")
+    disks: list[tuple[str, Lun]] = []
+    try:
+        for device in devices:
+            disks.append((device, open_lun(device)))
+        disks.sort(key=lambda each: each[1].wwid)
+        for (device, lun), (other, twin) in zip(disks[1:], disks, strict=False):
+            if lun.wwid == twin.wwid:
+                raise _refused(device, f"it is the same disk as {other} ({lun.wwid})", "name each disk once")
+    except Exception:
+        for _, lun in disks:
+            lun.close()
+        raise
+    return disks
+
+
+def _told(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def format_witness(
@@ -157,9 +223,7 @@ def format_witness(
         try:
             lun.labels.erase()
             _run(["wipefs", "--quiet", "--all", "--force", path])
-            _run(
-                ["sfdisk", "--quiet", "--wipe", "always", "--wipe-partitions", "always", path], text=WITNESS_PARTITIONS
-            )
+            _run([*_SFDISK, path], text=_partitions(path, WITNESS_PARTITIONS))
             stamp(handle, label, stopwatch=Stopwatch(clock))
         except (OSError, subprocess.SubprocessError) as error:
             raise FormatFailed(
@@ -187,7 +251,7 @@ def relabel_volume(
         if not os.path.exists(partition(device, 2)):
             raise _refused(device, "it has no second partition", "format it, if nothing on it is needed")
         handle = fence([lun], identity, floor=floor, intent=intent, clock=clock)
-        label = _first_label(new, identity, lun.wwid, handle.epoch)
+        label = _first_label(new, identity, [lun], handle.epoch)
         lun.labels.erase()
         stamp(handle, label, stopwatch=Stopwatch(clock))
         return label
@@ -259,7 +323,8 @@ def _old_label(lun: Lun) -> tuple[Label | None, str]:
     return found.label, f'volume "{found.label.volume}" of cluster "{found.label.cluster_name}"'
 
 
-def _first_label(new: NewVolume, identity: Identity, wwid: str, epoch: int) -> Label:
+def _first_label(new: NewVolume, identity: Identity, luns: Sequence[Lun], epoch: int) -> Label:
+    """`luns` in WWID order."""
     return Label(
         cluster_uuid=identity.cluster_uuid,
         cluster_name=new.cluster_name,
@@ -267,7 +332,7 @@ def _first_label(new: NewVolume, identity: Identity, wwid: str, epoch: int) -> L
         volume_uuid=str(uuid.uuid4()),
         epoch=epoch,
         wanted=new.wanted,
-        wwids=(wwid,),
+        wwids=tuple(lun.wwid for lun in luns),
         fstype=new.fstype,
         address=new.address,
         clients=new.clients,
@@ -275,28 +340,56 @@ def _first_label(new: NewVolume, identity: Identity, wwid: str, epoch: int) -> L
         lease_s=new.lease_s,
         grace_s=new.grace_s,
         seq=1,
+        member=0,
+        sizes=tuple(lun.size_bytes() for lun in luns),
+        stack=new.stack,
     )
 
 
-def _make(device: str, lun: Lun, new: NewVolume, say: Callable[[str], None]) -> None:
-    path = os.path.realpath(device)
+def _make(
+    disks: Sequence[tuple[str, Lun]], new: NewVolume, label: Label, join: Joined | None, say: Callable[[str], None]
+) -> None:
+    parts = tuple(_part(os.path.realpath(device), lun) for device, lun in disks)
+    say(f"made the partitions hactl-label and hactl-data on {_told([device for device, _ in disks])}")
+    if join is None:
+        _run(_mkfs(new, parts[0]))
+        say(f"made the {new.fstype} file system on {parts[0]}")
+        return
+    joined = join(label.volume_uuid, parts)
+    try:
+        data = joined.create()
+        say(f"joined {len(parts)} disks as {new.stack}: {data}")
+        _run(_mkfs(new, data))
+        say(f"made the {new.fstype} file system on {data}")
+    finally:
+        # whoever starts the volume assembles it, once it owns the disks
+        joined.disassemble()
+
+
+def _part(path: str, lun: Lun) -> str:
+    """Labels gone, two partitions made; returns the second one."""
     assert isinstance(lun.labels, DiskLabels)
     lun.labels.erase()
     _run(["wipefs", "--quiet", "--all", "--force", path])
-    _run(["sfdisk", "--quiet", "--wipe", "always", "--wipe-partitions", "always", path], text=PARTITIONS)
+    _run([*_SFDISK, path], text=_partitions(path, PARTITIONS))
     data = partition(path, 2)
     _wait_for(data)
-    say(f"made the partitions hactl-label and hactl-data on {path}")
-    _run(_mkfs(new, data))
-    say(f"made the {new.fstype} file system on {data}")
+    # what an earlier volume left there would be found again, at the same place
+    _run(["wipefs", "--quiet", "--all", "--force", data])
+    return data
 
 
 def _mkfs(new: NewVolume, data: str) -> list[str]:
     kind = FILE_SYSTEMS[new.fstype]
     command = [*kind.command]
     if kind.small:
-        command.append(kind.small[0] if size_bytes(data) <= SMALL_BYTES else kind.small[1])
+        command.append(kind.small[0] if size_bytes(os.path.realpath(data)) <= SMALL_BYTES else kind.small[1])
     return [*command, "-L", new.name[: kind.label_bytes_max], data]
+
+
+def _partitions(path: str, table: str) -> str:
+    sector = int((Path("/sys/class/block") / os.path.basename(path) / "queue/logical_block_size").read_text())
+    return table.format(first=MIB // sector)
 
 
 def _wait_for(path: str) -> None:

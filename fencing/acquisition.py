@@ -1,15 +1,37 @@
 """Acquiring a volume: fence its owner on every device, then write the new epoch into the labels.
 
 Theory. The key of an acquisition is new: its epoch is higher than every epoch known, and is durable in this
-node's record before the key first reaches a device. Devices are taken in the order of their WWIDs, so that
-contenders meet on the first one, and only its winner touches the next. Whoever finds itself beaten leaves the
-devices that it holds as they are: reserved against every older owner, until the winner comes to them.
+node's record before the key first reaches a device. Contenders meet on the first device in the order of WWIDs, and only
+its winner touches the next. Whoever finds itself beaten leaves the devices that it holds as they are: reserved against
+every older owner, until the winner comes to them.
 
-The labels follow after the fence, and only then. Devices refuse the label writes of everybody but the owner;
-an owner that finds its own epoch or a later one there was too slow, and lost.
+The winner of the first device takes the others all at once (`spread`). Why that is as good as one after the other:
+
+1. The winners of the first device have epochs that only grow. `ownership.plan` ends with `Lost` where the holder has
+   an equal epoch or anybody a higher one, and PREEMPT names the lower key that it replaces; of two contenders with
+   equal epochs the device lets one be first, and the other one never leaves the first device.
+2. So those who meet on any other device were winners of the first one before: their epochs differ, and the one with the
+   higher epoch won it later. Each of them decides each step on each device from what that device says (rules 1 and 2
+   of `ownership.py`), and nothing there depends on what another device said. The lower one never touches the higher
+   one's registration and gives up when it sees it, on whichever device that is; the higher one drops it everywhere.
+   Nobody waits for anybody: each device ends with the highest epoch that came to it, in any order of all commands.
+3. If a higher epoch wins the first device while the winner before is still at the others, that one can end as owner of
+   none: its last look at ALL devices, after its last step on any, includes the first one. And if that look finds the
+   first one its own, no higher epoch had begun elsewhere at that moment, and no lower one can take a device back (a
+   key that was dropped is never registered again): all of them were its own then.
+4. A winner that ends anywhere leaves a mixture: its key here, the old owner's there, perhaps both. Each device is held
+   by one of them, closed to all who are older, and the next acquisition begins with a higher epoch at the first device.
+
+What is left to the last look, and not to order, is a command of a beaten contender that was under way: it can put its
+registration beside the owner's (`Good.strangers`) until it reads and takes it back; it can replace nobody's, since
+PREEMPT needs a registration that the owner has just dropped. The node of such a contender has nothing of the disk in
+use (`DeviceBusy` otherwise), so it writes nothing.
+
+The labels follow after the fence on all devices, and only then. Devices refuse the label writes of everybody but the
+owner; an owner that finds its own epoch or a later one there was too slow, and lost.
 
 Nothing here remembers an earlier attempt but the epoch: an attempt that ended anywhere is taken up by simply
-acquiring again, on any node.
+acquiring again, on any node. When a call returns or raises, no command of it is under way any more.
 """
 
 from __future__ import annotations
@@ -32,7 +54,7 @@ from fencing.errors import (
     Refused,
 )
 from fencing.handle import REPEATS_MAX, Handle, in_order, must_be_good, write_copy
-from fencing.label import Label, common_label
+from fencing.label import FoundLabel, Label, common_label
 from fencing.model import OUR_TYPE, Identity, ReservationState
 from fencing.ownership import (
     Action,
@@ -48,25 +70,32 @@ from fencing.ownership import (
     plan,
 )
 from fencing.port import Lun
+from fencing.spread import Spread, in_turn
 from fencing.timing import Clock, Stopwatch
 
 Intent = Callable[[int], None]
 
 
 def acquire(
-    luns: Sequence[Lun], identity: Identity, *, floor: int, intent: Intent, clock: Clock, force: bool = False
+    luns: Sequence[Lun],
+    identity: Identity,
+    *,
+    floor: int,
+    intent: Intent,
+    clock: Clock,
+    force: bool = False,
+    spread: Spread = in_turn,
 ) -> Handle:
     """Take a volume that has a label, over all its devices or not at all.
 
     `floor` is the highest epoch in this node's durable record. `intent(epoch)` makes the new one durable
-    there, and is called before any device is changed. Raises LabelError, DeviceBusy, ForeignOwner (unless
-    `force`) before anything is changed; LostRace, PortError, InvariantBroken also later. After any of them it
-    can be called again.
+    there, and is called before any device is changed. `spread` does what may be done at once. Raises LabelError,
+    DeviceBusy, ForeignOwner (unless `force`) before anything is changed; LostRace, PortError, InvariantBroken also
+    later. After any of them it can be called again.
     """
     ordered, stopwatch = in_order(luns), Stopwatch(clock)
-    found = {lun.wwid: stopwatch.time(lun.wwid, "label read", lun.labels.read) for lun in ordered}
-    label = common_label(found, identity)
-    handle = _fence(ordered, identity, max(floor, label.epoch), intent, stopwatch, force)
+    label = survey_labels(ordered, identity, spread, stopwatch)
+    handle = _fence(ordered, identity, max(floor, label.epoch), intent, stopwatch, force, spread)
     stamp(
         handle,
         replace(label, epoch=handle.epoch, owner=identity.node_name, seq=label.seq + 1),
@@ -76,11 +105,34 @@ def acquire(
     return handle
 
 
+def survey_labels(
+    luns: Sequence[Lun], identity: Identity, spread: Spread = in_turn, stopwatch: Stopwatch | None = None
+) -> Label:
+    """The newest label of a set that is one volume of ours and all of it. Reads only; LabelError otherwise."""
+    watch = stopwatch or Stopwatch(lambda: 0.0)
+    found: dict[str, FoundLabel | None] = {}
+    sizes: dict[str, int] = {}
+
+    def look(lun: Lun) -> None:
+        sizes[lun.wwid] = lun.size_bytes()
+        found[lun.wwid] = watch.time(lun.wwid, "label read", lun.labels.read)
+
+    spread([partial(look, lun) for lun in luns])
+    return common_label({lun.wwid: found[lun.wwid] for lun in luns}, identity, sizes)
+
+
 def fence(
-    luns: Sequence[Lun], identity: Identity, *, floor: int, intent: Intent, clock: Clock, force: bool = False
+    luns: Sequence[Lun],
+    identity: Identity,
+    *,
+    floor: int,
+    intent: Intent,
+    clock: Clock,
+    force: bool = False,
+    spread: Spread = in_turn,
 ) -> Handle:
     """As `acquire`, for devices whose labels do not count (yet): only the fence."""
-    return _fence(in_order(luns), identity, floor, intent, Stopwatch(clock), force)
+    return _fence(in_order(luns), identity, floor, intent, Stopwatch(clock), force, spread)
 
 
 def stamp(handle: Handle, label: Label, *, stopwatch: Stopwatch) -> None:
@@ -90,40 +142,62 @@ def stamp(handle: Handle, label: Label, *, stopwatch: Stopwatch) -> None:
     """
     if label.epoch != handle.epoch:
         raise ValueError(f"a label of epoch {label.epoch} under a handle of epoch {handle.epoch}")
-    for lun in handle.luns:
-        found = stopwatch.time(lun.wwid, "label read", lun.labels.read)
-        if found is not None and found.label.epoch >= handle.epoch:
-            raise LostRace(
-                f"the label has epoch {found.label.epoch} already, mine is {handle.epoch}",
-                device=lun.wwid,
-                rival=None,
-            )
-        first = found.next_slot if found else 0
-        for slot in (first, 1 - first):
-            stopwatch.time(lun.wwid, "label write", partial(write_copy, lun, label, slot))
+    handle.spread([partial(_stamp_one, lun, handle.epoch, label, stopwatch) for lun in handle.luns])
     handle.label = label
 
 
+def _stamp_one(lun: Lun, epoch: int, label: Label, stopwatch: Stopwatch) -> None:
+    found = stopwatch.time(lun.wwid, "label read", lun.labels.read)
+    if found is not None and found.label.epoch >= epoch:
+        raise LostRace(
+            f"the label has epoch {found.label.epoch} already, mine is {epoch}",
+            device=lun.wwid,
+            rival=None,
+        )
+    first = found.next_slot if found else 0
+    for slot in (first, 1 - first):
+        stopwatch.time(lun.wwid, "label write", partial(write_copy, lun, label, slot))
+
+
 def _fence(
-    luns: tuple[Lun, ...], identity: Identity, floor: int, intent: Intent, stopwatch: Stopwatch, force: bool
+    luns: tuple[Lun, ...],
+    identity: Identity,
+    floor: int,
+    intent: Intent,
+    stopwatch: Stopwatch,
+    force: bool,
+    spread: Spread,
 ) -> Handle:
-    states = [_survey(lun, identity, stopwatch, force) for lun in luns]
-    seen = {key for state in states for key in state.keys}
+    seen = _survey(luns, identity, stopwatch, force, spread)
     try:
         epoch = next_epoch(seen, cluster_tag=identity.tag, floor=floor)
     except ValueError as error:
         raise InvariantBroken(f"no epoch is left: {error}", device=luns[0].wwid) from error
     intent(epoch)
-    handle = Handle(key=identity.key(epoch), luns=luns, label=None)
+    handle = Handle(key=identity.key(epoch), luns=luns, label=None, spread=spread)
     handle.timings = stopwatch.timings
-    for lun in luns:
-        Contest(lun, handle, stopwatch, force).run()
+    first, *others = [Contest(lun, handle, stopwatch, force) for lun in luns]
+    first.run()
+    spread([contest.run for contest in others])
+    for contest in (first, *others):
+        handle.taken_from = tuple(sorted(contest.taken_from.union(handle.taken_from)))
+        handle.doubts += tuple(contest.doubts)
     return handle
 
 
-def _survey(lun: Lun, identity: Identity, stopwatch: Stopwatch, force: bool) -> ReservationState:
-    """Look at everything before anything is changed anywhere: a set that cannot be had whole is not begun."""
-    return stopwatch.time(lun.wwid, "read", lambda: survey_state(lun, identity, force=force))
+def _survey(
+    luns: Sequence[Lun], identity: Identity, stopwatch: Stopwatch, force: bool, spread: Spread
+) -> frozenset[int]:
+    """Look at everything before anything is changed anywhere: a set that cannot be had whole is not begun. Returns
+    every key seen."""
+    seen: list[int] = []
+
+    def look(lun: Lun) -> None:
+        state = stopwatch.time(lun.wwid, "read", lambda: survey_state(lun, identity, force=force))
+        seen.extend(state.keys)
+
+    spread([partial(look, lun) for lun in luns])
+    return frozenset(seen)
 
 
 def survey_state(lun: Lun, identity: Identity, *, force: bool = False) -> ReservationState:
@@ -150,6 +224,8 @@ class Contest:
         self._force = force
         self._entered = False
         self._tried: Counter[Action] = Counter()
+        self.taken_from: set[int] = set()
+        self.doubts: list[str] = []
         self._failure: PortError | None = None
         self._unsure_of_entry: OutcomeUnknown | None = None
 
@@ -182,8 +258,7 @@ class Contest:
                 break
         mine = self._handle.key.value
         self._entered = self._entered or mine in state.keys
-        others = set(state.keys) - {mine}
-        self._handle.taken_from = tuple(sorted(others.union(self._handle.taken_from)))
+        self.taken_from |= set(state.keys) - {mine}
         return state
 
     def _try(self, step: Action, state: ReservationState) -> None:
@@ -199,7 +274,7 @@ class Contest:
             return
         except OutcomeUnknown as error:
             self._failure = error
-            self._handle.doubts += (str(error),)
+            self.doubts.append(str(error))
             if isinstance(step, Register):
                 self._unsure_of_entry = error
         # also after an unknown outcome: a key that may have been registered must not be brought back

@@ -66,6 +66,7 @@ class FakeLogicalUnit:
     """
 
     name: str = "fake"
+    size_bytes: int = 0
     can_persist: bool = True
     drains: bool = True
     ignores_preempt: bool = False
@@ -298,13 +299,19 @@ class FakeLabels:
 
 def fake_lun(unit: FakeLogicalUnit, nexus: bytes, in_use: Callable[[], str] = lambda: "") -> Lun:
     """One node's view of a fake unit; its WWID is the unit's name."""
-    return Lun(wwid=unit.name, port=unit.connect(nexus), labels=FakeLabels(unit, nexus), in_use=in_use)
+    return Lun(
+        wwid=unit.name,
+        port=unit.connect(nexus),
+        labels=FakeLabels(unit, nexus),
+        in_use=in_use,
+        size_bytes=lambda: unit.size_bytes,
+    )
 
 
 def seed_label(unit: FakeLogicalUnit, label: Label) -> None:
     """Format a fake unit: both copies of a label, as if written by an administrator's tool."""
     for slot in range(COPIES):
-        unit.blocks[FakeLabels.FIRST_BLOCK + slot] = encode(label)
+        unit.blocks[FakeLabels.FIRST_BLOCK + slot] = encode(label.on(unit.name) if unit.name in label.wwids else label)
 
 
 def own(unit: FakeLogicalUnit, nexus: bytes, key: int) -> None:

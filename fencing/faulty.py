@@ -42,6 +42,7 @@ def faulty_lun(lun: Lun, choose: Chooser) -> Lun:
         port=FaultyPort(lun.port, choose),
         labels=FaultyLabels(lun.labels, choose, lun.wwid),
         in_use=lun.in_use,
+        size_bytes=lun.size_bytes,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fencing.errors import (
     InvariantBroken,
@@ -25,6 +26,7 @@ from fencing.label import FoundLabel, Label, common_label
 from fencing.model import OUR_TYPE, Identity, Key, ReservationState
 from fencing.ownership import Lost
 from fencing.port import Lun
+from fencing.spread import Spread, in_turn
 from fencing.timing import Timing
 
 REPEATS_MAX = 3
@@ -51,15 +53,17 @@ class Handle:
     """The right to write a volume, from one acquisition. Good once: one that was found lost stays lost.
 
     `timings` is how long each step of the acquisition took; `taken_from` are the keys that it found and
-    dropped; `doubts` are commands whose outcome the device did not tell (reading back did).
+    dropped; `doubts` are commands whose outcome the device did not tell (reading back did). `spread` runs what is
+    done to all devices.
     """
 
-    __slots__ = ("doubts", "key", "label", "lost", "luns", "taken_from", "timings")
+    __slots__ = ("doubts", "key", "label", "lost", "luns", "spread", "taken_from", "timings")
 
-    def __init__(self, *, key: Key, luns: tuple[Lun, ...], label: Label | None) -> None:
+    def __init__(self, *, key: Key, luns: tuple[Lun, ...], label: Label | None, spread: Spread = in_turn) -> None:
         self.key = key
         self.luns = luns
         self.label = label
+        self.spread = spread
         self.lost: Lost | None = None
         self.timings: list[Timing] = []
         self.taken_from: tuple[int, ...] = ()
@@ -77,23 +81,30 @@ def verify(handle: Handle) -> Good | Lost:
     """One cheap read per device. PortError: a device was silent, and none said that the handle is lost."""
     if handle.lost:
         return handle.lost
-    silent: PortError | None = None
-    generations: list[int] = []
+    silent: list[PortError] = []
+    generations: dict[str, int] = {}
     strangers: set[int] = set()
-    for lun in handle.luns:
+    losses: dict[str, Lost] = {}
+
+    def look(lun: Lun) -> None:
         try:
             state = lun.port.read()
         except PortError as error:
-            silent = silent or error
-            continue
-        generations.append(state.generation)
+            silent.append(error)
+            return
+        generations[lun.wwid] = state.generation
         strangers.update(key for key in state.keys if key != handle.key.value)
-        handle.lost = handle.lost or _loss(lun, state, handle.key)
-    if handle.lost:
+        loss = _loss(lun, state, handle.key)
+        if loss is not None:
+            losses[lun.wwid] = loss
+
+    handle.spread([partial(look, lun) for lun in handle.luns])
+    if losses:
+        handle.lost = losses[min(losses)]
         return handle.lost
     if silent:
-        raise silent
-    return Good(generations=tuple(generations), strangers=tuple(sorted(strangers)))
+        raise silent[0]
+    return Good(generations=tuple(generations[lun.wwid] for lun in handle.luns), strangers=tuple(sorted(strangers)))
 
 
 def must_be_good(handle: Handle) -> None:
@@ -103,7 +114,7 @@ def must_be_good(handle: Handle) -> None:
         raise LostRace(verdict.reason, device=verdict.device, rival=verdict.rival)
 
 
-def adopt(luns: Sequence[Lun], identity: Identity, key: Key) -> Handle:
+def adopt(luns: Sequence[Lun], identity: Identity, key: Key, spread: Spread = in_turn) -> Handle:
     """The handle that this node already holds, from its record of this boot (a restarted daemon). Changes
     nothing.
 
@@ -112,14 +123,16 @@ def adopt(luns: Sequence[Lun], identity: Identity, key: Key) -> Handle:
     if not key.belongs_to(identity.tag) or key.node != identity.node:
         raise ValueError(f"{key} is not a key of this node")
     ordered = in_order(luns)
-    label = common_label({lun.wwid: lun.labels.read() for lun in ordered}, identity)
+    found: dict[str, FoundLabel | None] = {}
+    spread([partial(_read_label, lun, found) for lun in ordered])
+    label = common_label({lun.wwid: found[lun.wwid] for lun in ordered}, identity)
     if label.epoch != key.epoch or label.owner != identity.node_name:
         raise LostRace(
             f'the label names "{label.owner}" with epoch {label.epoch} as owner',
             device=ordered[0].wwid,
             rival=None,
         )
-    handle = Handle(key=key, luns=ordered, label=label)
+    handle = Handle(key=key, luns=ordered, label=label, spread=spread)
     must_be_good(handle)
     return handle
 
@@ -147,8 +160,9 @@ def release(handle: Handle) -> Released | Lost:
         return verdict
     if handle.label is not None:
         _rewrite(handle, replace(handle.label, owner="", seq=handle.label.seq + 1))
-    for lun in reversed(handle.luns):
-        _give_up(lun, handle.key)
+    # the first device last: until then no node that comes meanwhile goes on to one that is still being given up
+    handle.spread([partial(_give_up, lun, handle.key) for lun in reversed(handle.luns[1:])])
+    _give_up(handle.luns[0], handle.key)
     handle.lost = Lost(rival=None, reason="released")
     return Released()
 
@@ -163,6 +177,7 @@ def in_order(luns: Sequence[Lun]) -> tuple[Lun, ...]:
 
 def write_copy(lun: Lun, label: Label, slot: int) -> None:
     """Write one copy until reading back shows it. Again is harmless: only the owner can write there."""
+    label = label.on(lun.wwid)
     failure: PortError | None = None
     for _ in range(REPEATS_MAX):
         try:
@@ -197,9 +212,16 @@ def _label_of(handle: Handle) -> Label:
 def _rewrite(handle: Handle, label: Label) -> None:
     """One copy on each device: the other keeps what was before, of the same epoch."""
     must_be_good(handle)
-    for lun in handle.luns:
-        write_copy(lun, label, _own_label(lun, handle).next_slot)
+    handle.spread([partial(_rewrite_one, lun, handle, label) for lun in handle.luns])
     handle.label = label
+
+
+def _rewrite_one(lun: Lun, handle: Handle, label: Label) -> None:
+    write_copy(lun, label, _own_label(lun, handle).next_slot)
+
+
+def _read_label(lun: Lun, found: dict[str, FoundLabel | None]) -> None:
+    found[lun.wwid] = lun.labels.read()
 
 
 def _own_label(lun: Lun, handle: Handle) -> FoundLabel:

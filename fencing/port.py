@@ -86,16 +86,21 @@ class LabelStore(Protocol):
     def close(self) -> None: ...
 
 
+def _not_known() -> int:
+    return 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lun:
     """One logical unit as this node reaches it. `in_use` says what on this node still has it open ("" =
-    nothing).
+    nothing), `size_bytes` how large it is now (0: not known).
     """
 
     wwid: str
     port: ReservationPort
     labels: LabelStore
     in_use: Callable[[], str]
+    size_bytes: Callable[[], int] = _not_known
 
     def close(self) -> None:
         self.port.close()

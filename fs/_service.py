@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from fs import _exportd, clients
 from fs._address import ServedAddress
+from fs._assemble import Assembly
 from fs._attendant import Attendant
 from fs._exportd import ExportResponder
 from fs._mount import MountPoint, is_free
@@ -24,6 +25,7 @@ from fs.export import Export
 from fs.handover import Step
 from fs.model import Did, Gate, GraceStatus, Mounted, Observed, Tracking, VolumeSpec
 from fs.peers import Peer
+from fs.stack import Stack
 
 # After the first one at once. A lost frame costs the client seconds of TCP backoff, a repeated one nothing.
 _ANNOUNCE_AGAIN_MS = (100, 400)
@@ -37,6 +39,8 @@ class VolumeService:
         self._namespace = Namespace(spec.name)
         self._server = Server(spec)
         self._mount = MountPoint(spec, self._server.run)
+        stack = spec.stack or Stack.of("", spec.name, "", (spec.device,))
+        self._assembly = Assembly(stack)
         self._tracker = Tracker(spec.name, self._server.pipefs, self._mount.database, self._server.run / "nfsdcld.log")
         self._attendant = Attendant(spec.name)
         self._responder = ExportResponder(spec.name, self._attendant)
@@ -51,6 +55,7 @@ class VolumeService:
         """Everything that needs neither the disk nor the right to serve."""
         with self._did(Step.PREPARE) as did:
             did.changed(self._namespace.pin())
+            did.changed(self._assembly.prepare())
             did.changed(self._namespace.make_link(self.spec.interface))
             did.changed(self._server.prepare())
             self._address.open_sockets()
@@ -78,10 +83,11 @@ class VolumeService:
     # -- taking --------------------------------------------------------------------------------------------
 
     def mount(self) -> Did:
-        """The caller holds the disk. Returns with the journal replayed and the known clients read."""
+        """The caller holds every disk. Returns with the journal replayed and the known clients read."""
         with self._did(Step.MOUNT) as did:
             did.changed(self._mount.mounted() is not Mounted.OURS)
-            did.note(self._mount.mount())
+            joined = self._assembly.assemble()
+            did.note("; ".join(filter(None, (joined, self._mount.mount()))))
             self._peers = self._peer_file.load()
         return did.result
 
@@ -252,9 +258,11 @@ class VolumeService:
         return did.result
 
     def unmount(self, force: bool = False) -> Did:
-        """Afterwards nobody on this node holds the partition, or it says who."""
+        """Afterwards nobody on this node holds the partitions, or it says who."""
         with self._did(Step.UNMOUNT) as did:
-            did.changed(self._mount.unmount(force))
+            if self._assembly.assembled() or self._mount.mounted() is not Mounted.NO:
+                did.changed(self._mount.unmount(force))
+            did.changed(self._assembly.disassemble())
         return did.result
 
     # -- all of it -----------------------------------------------------------------------------------------

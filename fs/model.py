@@ -6,6 +6,8 @@ import ipaddress
 from dataclasses import dataclass
 from enum import Enum
 
+from fs.stack import Stack
+
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -17,6 +19,7 @@ class VolumeSpec:
     `device` is the data partition (`/dev/sda2`), `address_cidr` the served address with its prefix length,
     `clients` the networks that may mount (CIDR). Lease and grace are NFSv4's, in seconds.
     `gate_lifetime_s` is the lifetime that every renewal gives the address: the kernel removes it by itself.
+    `stack` is what makes `device` of several LUNs; None where it is a partition.
     """
 
     name: str
@@ -29,6 +32,7 @@ class VolumeSpec:
     threads: int = 8
     gate_lifetime_s: int = 1
     root_squash: bool = False
+    stack: Stack | None = None
 
     @property
     def interface(self) -> Interface:

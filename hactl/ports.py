@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from fencing import acquisition as acquiring
 from fencing import handle as handles
+from fencing._threads import Threads
 from fencing.errors import FencingError, LostRace
 from fencing.handle import Handle
-from fencing.label import Label
+from fencing.label import FoundLabel, Label, common_label
 from fencing.model import PROBE_EPOCH, Identity, Key
 from fencing.ownership import Lost
 from fencing.port import Lun
+from fencing.timing import Timing
 from fencing.verdict import probe_pr_out
 from fs._service import VolumeService
 from fs.model import GraceStatus
@@ -41,6 +45,8 @@ class FencedDisk:
         self._records = records
         self._word = word
         self._now = monotonic_s
+        self._label: Label | None = None
+        self._spread = Threads()
 
     def acquire(self) -> list[Span]:
         """A new handle, its epoch durable before the disk hears of it, and recorded for this boot."""
@@ -51,6 +57,7 @@ class FencedDisk:
             floor=self._records.floor(self._volume),
             intent=lambda epoch: self._records.intend(self._volume, epoch),
             clock=self._now,
+            spread=self._spread,
         )
         if handle.label is not None and handle.label.wanted != "started":
             handles.update_label(handle, lambda label: replace(label, wanted="started"))
@@ -75,7 +82,7 @@ class FencedDisk:
         if held is None:
             raise HandleLost(f"volume {self._volume}: no handle is on record for this boot")
         try:
-            self.handle = handles.adopt(self.luns, self._identity, Key.parse(held.key))
+            self.handle = handles.adopt(self.luns, self._identity, Key.parse(held.key), self._spread)
         except LostRace as lost:
             raise HandleLost(str(lost)) from lost
 
@@ -90,43 +97,63 @@ class FencedDisk:
         self._records.forget(self._volume)
 
     def read_label(self) -> Label | None:
-        found = self.luns[0].labels.read()
-        return found.label if found is not None else None
+        """The newest, as `unready` read it from all disks just before."""
+        return self._label
 
     def unready(self) -> str:
-        """Why this node could not acquire the volume now, or "": label readable, PR commands answered, not in use."""
+        """Why this node could not acquire the volume now, or "": on every disk the label readable, PR commands
+        answered, not in use; and the labels those of one whole volume."""
+        found: dict[str, FoundLabel | None] = {}
+        why: dict[str, str] = {}
+        self._label = None
+        self._spread([partial(self._look, lun, found, why) for lun in self.luns])
+        if why:
+            return why[min(why)]
         try:
-            for lun in self.luns:
-                busy = lun.in_use()
-                if busy:
-                    return f"still in use on this node: {busy}"
-                lun.labels.read()
-                probe = probe_pr_out(lun.port, self._identity.key(PROBE_EPOCH))
-                if not probe.ok:
-                    return f"{lun.port.device}: {probe.name}: {probe.detail}"
+            sizes = {lun.wwid: lun.size_bytes() for lun in self.luns}
+            self._label = common_label({lun.wwid: found[lun.wwid] for lun in self.luns}, self._identity, sizes)
         except FencingError as wrong:
             return str(wrong)
         return ""
 
+    def _look(self, lun: Lun, found: dict[str, FoundLabel | None], why: dict[str, str]) -> None:
+        busy = lun.in_use()
+        if busy:
+            why[lun.wwid] = f"still in use on this node: {busy}"
+            return
+        try:
+            found[lun.wwid] = lun.labels.read()
+            probe = probe_pr_out(lun.port, self._identity.key(PROBE_EPOCH))
+        except FencingError as wrong:
+            why[lun.wwid] = str(wrong)
+            return
+        if not probe.ok:
+            why[lun.wwid] = f"{lun.port.device}: {probe.name}: {probe.detail}"
+
     def close(self) -> None:
+        self._spread.close()
         for lun in self.luns:
             lun.close()
 
 
 def _fence_spans(handle: Handle) -> list[Span]:
-    """One span per disk for the fence, one for the labels: what the timeline shows."""
+    """One span for the fence, one for the labels: what the timeline shows. Of several disks their steps are counted."""
     spans = []
-    for lun in handle.luns:
-        mine = [timing for timing in handle.timings if timing.lun == lun.wwid]
-        for name, part in (
-            ("fence", [timing for timing in mine if not timing.step.startswith("label")]),
-            ("label", [timing for timing in mine if timing.step == "label write"]),
-        ):
-            if part:
-                detail = f"{lun.wwid}: {', '.join(each.step for each in part)}"
-                start, end = min(each.start for each in part), max(each.end for each in part)
-                spans.append(Span(name=name, start_s=start, end_s=end, detail=detail))
+    for name, part in (
+        ("fence", [timing for timing in handle.timings if not timing.step.startswith("label")]),
+        ("label", [timing for timing in handle.timings if timing.step == "label write"]),
+    ):
+        if part:
+            start, end = min(each.start for each in part), max(each.end for each in part)
+            spans.append(Span(name=name, start_s=start, end_s=end, detail=_steps_told(handle, part)))
     return spans
+
+
+def _steps_told(handle: Handle, part: list[Timing]) -> str:
+    if len(handle.luns) == 1:
+        return f"{handle.luns[0].wwid}: {', '.join(each.step for each in part)}"
+    counts = Counter(each.step for each in part)
+    return f"{len(handle.luns)} disks: {', '.join(f'{count} x {step}' for step, count in counts.items())}"
 
 
 class ExportedVolume:

@@ -169,7 +169,7 @@ class Verbs:
                     rows.append(
                         {
                             "volume": name,
-                            "device": each.device,
+                            "device": lun.port.device,
                             "wwid": lun.wwid,
                             "key": f"0x{registrant.key:016x}",
                             "holder": registrant.holder,

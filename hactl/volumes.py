@@ -1,25 +1,25 @@
 """The volumes that this node sees on its disks, each with its machine and its ports.
 
-Nothing is configured here: a volume is what a readable label of our cluster says it is. Two disks that claim one
-name, a label that cannot be read, a disk that vanished: each becomes a reason why the node is not ready.
+Nothing is configured here: a volume is what readable labels of our cluster say it is (`sets.py`). Two disks that claim
+one name, a label that cannot be read, a disk that vanished: each becomes a reason why the node is not ready.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fencing._discover import Disk, scan
+from fencing._discover import scan
 from fencing._disk import open_lun
 from fencing._format import partition
-from fencing.claim import is_witness
-from fencing.errors import FencingError
 from fencing.label import Label
+from fencing.port import Lun
 from fs._service import VolumeService
 from fs.model import VolumeSpec
-from hactl import controller
+from fs.stack import Stack
+from hactl import controller, sets
 from hactl.config import Config
 from hactl.controller import Phase
 from hactl.interpret import Gate, Interpreter
@@ -27,6 +27,7 @@ from hactl.messages import Order, VolumeReport
 from hactl.ports import ExportedVolume, FencedDisk
 from hactl.record import Held, Records, Takeover
 from hactl.runtime import Clock, VolumeRuntime
+from hactl.sets import LunSet
 
 TEND_EVERY_S = 2.0
 
@@ -36,12 +37,13 @@ class Seen:
     """One volume: what its label said last, and what stands in the way of taking it ("" = nothing)."""
 
     label: Label
-    device: str
+    luns: LunSet
     runtime: VolumeRuntime
     disk: FencedDisk
     export: ExportedVolume
     why: str = "not checked yet"
-    missing: bool = False
+    gone: str = ""
+    """Which of its disks are not seen; "" = none."""
     checked_s: float = 0.0
     checking: bool = False
 
@@ -70,42 +72,20 @@ class VolumeSet:
         """Look at every disk. Returns the volumes that are new here."""
         found = await asyncio.get_running_loop().run_in_executor(None, lambda: list(scan()))
         self.devices = {disk.wwid: disk.device for disk in found if disk.wwid}
-        ours = self._ours(found)
+        ours, strange = sets.gather(found, self.config.cluster.uuid)
+        unknown = {name: each for name, each in ours.items() if name not in self.seen and each.gone}
+        self._say_strange(strange | {f"volume {name}": each.gone for name, each in unknown.items()})
         new = []
-        for name, (device, label) in ours.items():
+        for name, luns in ours.items():
             if name in self.seen:
-                self._again(self.seen[name], device, label)
-            else:
-                runtime = self._add(device, label)
+                self._again(self.seen[name], luns)
+            elif not luns.gone:
+                runtime = self._add(luns)
                 if runtime is not None:
                     new.append(runtime)
         for name, each in self.seen.items():
-            each.missing = name not in ours
+            each.gone = ours[name].gone if name in ours else LunSet(label=each.label, devices={}).gone
         return new
-
-    def _ours(self, disks: Iterable[Disk]) -> dict[str, tuple[Disk, Label]]:
-        """Readable labels of this cluster by volume; what cannot be used is noted in `strange`, by device."""
-        ours: dict[str, tuple[Disk, Label]] = {}
-        strange: dict[str, str] = {}
-        for disk in disks:
-            if disk.problem or isinstance(disk.label, FencingError):
-                strange[disk.device] = disk.problem or str(disk.label)
-            label = disk.label
-            if not isinstance(label, Label) or label.cluster_uuid != self.config.cluster.uuid or is_witness(label):
-                continue
-            twin = ours.get(label.volume)
-            if twin is not None:
-                strange[disk.device] = f"{disk.device} and {twin[0].device} both claim volume {label.volume}"
-                continue
-            if disk.wwid not in label.wwids:
-                strange[disk.device] = (
-                    f"{disk.device} has the label of volume {label.volume}, written for {', '.join(label.wwids)}, "
-                    f"but is {disk.wwid}: a copy? It is not used"
-                )
-                continue
-            ours[label.volume] = (disk, label)
-        self._say_strange(strange)
-        return ours
 
     def _say_strange(self, strange: dict[str, str]) -> None:
         for device, why in strange.items():
@@ -113,31 +93,34 @@ class VolumeSet:
                 self.log(f"device={device}: {why}")
         self.strange = strange
 
-    def _again(self, each: Seen, found: Disk, label: Label) -> None:
-        """A known volume, looked at again: its label may be newer, its device may have another name."""
+    def _again(self, each: Seen, luns: LunSet) -> None:
+        """A known volume, looked at again: its label may be newer, its devices may have other names."""
+        label = luns.label
         if label.epoch >= each.label.epoch and label != each.label:
             each.label = label
             self.changed()
-        if found.device != each.device and not each.runtime.machine.holding:
-            self.log(f"volume={label.volume} is now {found.device}, was {each.device}")
+        if not luns.gone and luns.devices != each.luns.devices and not each.runtime.machine.holding:
+            self.log(f"volume={label.volume} is now {luns.describe()}, was {each.luns.describe()}")
             self._drop(each)
-            self._add(found, label)
+            self._add(luns)
 
     def _drop(self, each: Seen) -> None:
         del self.seen[each.label.volume]
         each.disk.close()
         each.export.close()
 
-    def _add(self, found: Disk, label: Label) -> VolumeRuntime | None:
+    def _add(self, luns: LunSet) -> VolumeRuntime | None:
+        label = luns.label
         held = self.records.held().get(label.volume)
         try:
-            each = self._make(found, label, held)
+            each = self._make(luns, held)
         except Exception as wrong:
-            self.log(f"volume={label.volume} device={found.device} cannot be used: {wrong}")
-            self.strange[found.device] = str(wrong)
+            self.log(f"volume={label.volume} device={luns.describe()} cannot be used: {wrong}")
+            self.strange[luns.describe()] = str(wrong)
             return None
         self.seen[label.volume] = each
-        self.log(f"volume={label.volume} found on {found.device} ({found.wwid}), epoch={label.epoch}")
+        found = sets.some(tuple(luns.devices))
+        self.log(f"volume={label.volume} found on {luns.describe()} ({found}), epoch={label.epoch}")
         if held is not None:
             each.runtime.machine, runs = controller.adopting(
                 each.runtime.machine, held.order, wait_until_ms=held.wait_until_ms
@@ -146,7 +129,8 @@ class VolumeSet:
                 each.runtime.launch(run)
         return each.runtime
 
-    def _make(self, found: Disk, label: Label, held: Held | None) -> Seen:
+    def _make(self, luns: LunSet, held: Held | None) -> Seen:
+        label = luns.label
         name = label.volume
         runtime: VolumeRuntime | None = None
 
@@ -159,13 +143,13 @@ class VolumeSet:
 
         disk = FencedDisk(
             volume=name,
-            luns=(open_lun(found.device),),
+            luns=_opened(luns),
             identity=self.config.identity,
             records=self.records,
             word=word,
             monotonic_s=self.clock.monotonic_s,
         )
-        export = ExportedVolume(VolumeService(self._spec(found, label)), self.clock.monotonic_s)
+        export = ExportedVolume(VolumeService(self._spec(luns)), self.clock.monotonic_s)
         runtime = VolumeRuntime(
             node=self.config.me,
             machine=controller.standby(
@@ -180,21 +164,25 @@ class VolumeSet:
             finished=self.finished,
             handle=handle,
         )
-        return Seen(label=label, device=found.device, runtime=runtime, disk=disk, export=export)
+        return Seen(label=label, luns=luns, runtime=runtime, disk=disk, export=export)
 
     def _epoch(self, name: str) -> int:
         return self.seen[name].label.epoch if name in self.seen else 0
 
-    def _spec(self, found: Disk, label: Label) -> VolumeSpec:
+    def _spec(self, luns: LunSet) -> VolumeSpec:
+        label = luns.label
+        parts = tuple(partition(device, 2) for device in luns.devices.values())
+        stack = Stack.of(label.stack, label.volume, label.volume_uuid, parts)
         return VolumeSpec(
             name=label.volume,
-            device=partition(found.device, 2),
+            device=stack.device,
             fstype=label.fstype,
             address_cidr=label.address,
             clients=label.clients,
             lease_s=label.lease_s,
             grace_s=label.grace_s,
             gate_lifetime_s=self.config.timing.gate_lifetime_s,
+            stack=stack,
         )
 
     def in_hand(self) -> tuple[int, int]:
@@ -209,7 +197,7 @@ class VolumeSet:
 
     def _report(self, each: Seen) -> VolumeReport:
         machine, label, handle = each.runtime.machine, each.label, each.disk.handle
-        why = "its disk is not seen on this node" if each.missing else each.why
+        why = each.gone or each.why
         return VolumeReport(
             phase=str(machine.phase),
             holding=machine.holding or machine.phase is Phase.LISTENING,
@@ -223,7 +211,7 @@ class VolumeSet:
             nodes=label.nodes,
             key=handle.key.value if handle else 0,
             address=label.address,
-            device=each.device,
+            device=each.luns.describe(),
         )
 
     async def tend(self) -> None:
@@ -276,3 +264,19 @@ class VolumeSet:
         """Let go of descriptors; everything that serves goes on serving."""
         for each in self.seen.values():
             each.export.close()
+
+
+def _opened(luns: LunSet) -> tuple[Lun, ...]:
+    """All of them, each still the one that was seen; or none. OSError if one cannot be opened."""
+    opened: list[Lun] = []
+    try:
+        for wwid, device in luns.devices.items():
+            lun = open_lun(device)
+            opened.append(lun)
+            if lun.wwid != wwid:
+                raise OSError(f"{device} was {wwid}, and is {lun.wwid} now")
+    except OSError:
+        for lun in opened:
+            lun.close()
+        raise
+    return tuple(opened)

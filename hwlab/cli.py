@@ -133,9 +133,14 @@ def fault(context: Context, kind: str, host: str) -> None:
 @click.pass_obj
 def drill(context: Context, name: str, runs: int, duration_s: float | None, out: Path) -> None:
     """Play a drill and judge it: 0 valid, 1 invalid, 2 could not begin, 3 unknown. Starts the lab if need be."""
+    from hwlab import lunrace
     from hwlab.drill import run_drill
     from hwlab.labstage import LabStage
 
+    if name == lunrace.NAME:
+        code, outcomes = lunrace.play(open_lab(context.lab), context.progress(), out, runs=runs)
+        context.show([lunrace.as_dict(each) for each in outcomes], "\n".join(map(lunrace.as_text, outcomes)))
+        sys.exit(code)
     stage = LabStage(open_lab(context.lab))
     sys.exit(run_drill(name, runs=runs, stage=stage, out_dir=out, as_json=context.as_json, duration_s=duration_s))
 
@@ -169,11 +174,30 @@ def bench_engines(context: Context, windows: int, window_s: float, kills: int, o
     context.show(enginebench.as_dict(costs), enginebench.as_text(costs))
 
 
+@cli.command("bench-fence")
+@click.option("--rounds", default=20, show_default=True, type=click.IntRange(min=2), help="Takeovers per size.")
+@click.option("--luns", "sizes", multiple=True, default=(1, 8, 100), show_default=True, type=click.IntRange(1, 128))
+@click.option("--out", default=Path("build/bench"), show_default=True, type=click.Path(path_type=Path))
+@click.pass_obj
+def bench_fence(context: Context, rounds: int, sizes: tuple[int, ...], out: Path) -> None:
+    """How long it takes to fence the owner of 1, 8 and 100 LUNs: medians of several takeovers."""
+    from hwlab import fencebench
+
+    lab = open_lab(context.lab, "small" if not open_lab(context.lab).exists() else None)
+    results = fencebench.run(lab, context.progress(), rounds=rounds, sizes=sizes)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "fence.json").write_text(json.dumps(fencebench.as_dict(results), indent=1) + "\n")
+    context.show(fencebench.as_dict(results), fencebench.as_text(results))
+    sys.exit(Exit.OK if fencebench.kept(results) else Exit.FAILED)
+
+
 @cli.command("list")
 @click.pass_obj
 def list_(context: Context) -> None:
     """List labs, drills, topologies and kinds of faults."""
-    drills = sorted(path.stem for path in (PACKAGE_DIR / "drills").glob("*.toml"))
+    from hwlab import lunrace
+
+    drills = sorted([lunrace.NAME, *(path.stem for path in (PACKAGE_DIR / "drills").glob("*.toml"))])
     value = {
         "labs": all_labs(),
         "drills": drills,

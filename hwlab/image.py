@@ -45,6 +45,7 @@ PLACES: Mapping[str, tuple[str, int]] = {
     "iscsi-login.sh": ("usr/lib/hwlab/iscsi-login.sh", 0o755),
     "target.py": ("usr/lib/hwlab/target.py", 0o755),
     "iscsid.conf": ("etc/iscsi/iscsid.conf", 0o600),
+    "mdadm.conf": ("etc/mdadm/mdadm.conf", 0o644),
     "journald.conf": ("etc/systemd/journald.conf.d/hwlab.conf", 0o644),
     "system.conf": ("etc/systemd/system.conf.d/hwlab.conf", 0o644),
     "sshd.conf": ("etc/ssh/sshd_config.d/hwlab.conf", 0o644),

@@ -43,7 +43,8 @@ class LabStage:
         client = next(spec for spec in topology.hosts if spec.name == self.client)
         return Share(
             volume=volume.name,
-            lun=volume.lun,
+            # for the witness: where there are several, a pattern for all of them (v1a, v1b)
+            lun=f"{volume.lun[:-1]}?" if volume.more else volume.lun,
             mount_point=volume.mount_point,
             source=f"{volume.address.partition('/')[0]}:/",
             options=MOUNT_OPTIONS,

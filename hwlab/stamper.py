@@ -31,12 +31,15 @@ def stamp(run: str, number: int, n: int, real_ns: int) -> bytes:
 
 
 def whole_disk(mount_point: str, mountinfo: str = "/proc/self/mountinfo", sysfs: str = "/sys/dev/block") -> str:
-    """The disk below the file system at `mount_point`: the parent of a partition, else the device itself."""
+    """The disk below the file system at `mount_point`: the parent of a partition, else the device itself; of a device
+    that joins several disks, the first of them."""
     with open(mountinfo) as file:
         devices = [line.split()[2] for line in file if line.split()[4] == mount_point]
     if not devices:
         raise SystemExit(f"nothing is mounted at {mount_point}")
     folder = os.path.realpath(os.path.join(sysfs, devices[-1]))
+    while os.path.isdir(slaves := os.path.join(folder, "slaves")) and os.listdir(slaves):
+        folder = os.path.realpath(os.path.join(slaves, min(os.listdir(slaves))))
     if os.path.exists(os.path.join(folder, "partition")):
         folder = os.path.dirname(folder)
     return "/dev/" + os.path.basename(folder)

@@ -239,7 +239,8 @@ def add_volume(lab: Lab, volume: VolumeSpec, nodes: list[Host], say: Progress) -
 
 def add_argv(lab: Lab, volume: VolumeSpec) -> list[str]:
     """The command that makes the volume."""
-    argv = ["hactl", "volume", "add", volume.name, "--device", lab.disks[volume.lun].device]
+    argv = ["hactl", "volume", "add", volume.name, *(lab.disks[lun].device for lun in volume.luns)]
+    argv += ["--stack", volume.stack] if volume.stack else []
     argv += ["--fs", volume.fs, "--address", volume.address]
     for cidr in volume.clients:
         argv += ["--clients", cidr]

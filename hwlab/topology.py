@@ -68,7 +68,9 @@ class LunSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeSpec:
-    """The volume that the strategy creates, and how the client mounts it. `address`: with prefix length."""
+    """The volume that the strategy creates, and how the client mounts it. `address`: with prefix length.
+
+    `lun` names its logical unit, `more` further ones, which `stack` joins to one volume."""
 
     name: str
     lun: str
@@ -78,6 +80,12 @@ class VolumeSpec:
     lease_s: int
     grace_s: int
     mount_point: str
+    more: tuple[str, ...] = ()
+    stack: str = ""
+
+    @property
+    def luns(self) -> tuple[str, ...]:
+        return (self.lun, *self.more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +248,8 @@ def _volume(table: _Table | None) -> VolumeSpec | None:
         lease_s=table.take("lease_s", int),
         grace_s=table.take("grace_s", int),
         mount_point=table.take("mount_point", str),
+        more=tuple(table.take("more", list, [])),
+        stack=table.take("stack", str, "") or "",
     )
     table.finish()
     return volume
@@ -269,10 +279,11 @@ def _check(topology: Topology, where: str) -> None:
     if topology.luns and len(topology.with_role(Role.TARGET)) != 1:
         raise TopologyError(f"{where}: logical units need exactly one host with role target")
     if topology.volume is not None:
-        topology.lun(topology.volume.lun)
+        for name in topology.volume.luns:
+            topology.lun(name)
     for name in topology.witness:
         topology.lun(name)
-        if topology.volume is not None and name == topology.volume.lun:
+        if topology.volume is not None and name in topology.volume.luns:
             raise TopologyError(f"{where}: lun {name!r} is the volume's; the witness needs its own")
 
 

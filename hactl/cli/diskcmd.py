@@ -14,11 +14,14 @@ from typing import Any
 import click
 
 from fencing._disk import open_lun
-from fencing._format import FILE_SYSTEMS, NewVolume, format_volume
+from fencing._format import FILE_SYSTEMS, NewVolume, format_set
 from fencing.errors import FencingError
 from fencing.model import PROBE_EPOCH
 from fencing.port import ReservationPort
 from fencing.verdict import CheckResult, check_device
+from fs._assemble import Assembly
+from fs.errors import FsError
+from fs.stack import KINDS, Stack
 from hactl.cli import render
 from hactl.cli.client import ask, fail
 from hactl.cli.exits import Exit
@@ -69,7 +72,11 @@ def refuse_unfit(device: str, cluster: Config, purpose: str, force: bool) -> Non
 
 @click.command("add")
 @click.argument("name")
-@click.option("--device", required=True, help="The whole disk, best by /dev/disk/by-id/wwn-….")
+@click.argument("devices", nargs=-1)
+@click.option("--device", "more", multiple=True, help="A whole disk, best by /dev/disk/by-id/wwn-…; repeatable.")
+@click.option(
+    "--stack", type=click.Choice([kind for kind in KINDS if kind]), help="What joins several disks to one volume."
+)
 @click.option("--address", required=True, help="The address that clients mount, with its prefix: 192.0.2.50/24.")
 @click.option("--clients", multiple=True, required=True, help="A network that may mount (CIDR); repeatable.")
 @click.option("--fs", "fstype", type=click.Choice(list(FILE_SYSTEMS)), default="ext4", show_default=True)
@@ -77,34 +84,70 @@ def refuse_unfit(device: str, cluster: Config, purpose: str, force: bool) -> Non
 @click.option("--lease-s", default=10, show_default=True, type=click.IntRange(5, 3600), help="NFSv4 lease.")
 @click.option("--grace-s", default=10, show_default=True, type=click.IntRange(5, 3600), help="NFSv4 grace.")
 @click.option("--format", "formatting", is_flag=True, help="Write partition table, label and file system.")
-@click.option("--force", is_flag=True, help="Also on a disk that is not empty: ALL ON IT IS LOST.")
+@click.option("--force", is_flag=True, help="Also on disks that are not empty: ALL ON THEM IS LOST.")
 @config_option
-def volume_add(name: str, device: str, formatting: bool, force: bool, config: Path, **wanted: Any) -> None:
-    """Make a disk the volume NAME, and serve it."""
+def volume_add(
+    name: str,
+    devices: tuple[str, ...],
+    more: tuple[str, ...],
+    stack: str | None,
+    formatting: bool,
+    force: bool,
+    config: Path,
+    **wanted: Any,
+) -> None:
+    """Make whole disks (DEVICES) the volume NAME, and serve it. Several disks need --stack."""
     cluster = read_config(config)
-    new = _new_volume(name, cluster, **wanted)
+    disks = (*devices, *more)
+    new = _new_volume(name, cluster, stack=stack or "", **wanted)
     if not formatting:
-        fail("a volume is made on an empty disk: repeat with --format (it writes a new file system)", Exit.USAGE)
+        fail("a volume is made on empty disks: repeat with --format (it writes a new file system)", Exit.USAGE)
+    _check_stack(new, disks)
     known = [each["name"] for each in ask("status")["volumes"]]
     if name in known:
         fail(f"there is a volume {name} already; choose another name", Exit.USAGE)
-    refuse_unfit(device, cluster, "a volume", force)
+    for device in disks:
+        refuse_unfit(device, cluster, "a volume", force)
     records = Records(STABLE, BOOT)
     try:
-        label = format_volume(
-            device,
+        label = format_set(
+            disks,
             new,
             cluster.identity,
             floor=records.floor(name),
             intent=lambda epoch: records.intend(name, epoch),
             clock=time.monotonic,
+            join=_joined(new) if new.stack else None,
             force=force,
             say=lambda line: click.echo(f"  {line}"),
         )
-    except (FencingError, HaError, OSError) as wrong:
+    except (FencingError, FsError, HaError, OSError) as wrong:
         fail(str(wrong), Exit.REFUSED)
     ask("rescan")
-    click.echo(f"volume {name} is made on {device}, epoch {label.epoch}; it will be served in a moment")
+    click.echo(f"volume {name} is made on {_devices(disks)}, epoch {label.epoch}; it will be served in a moment")
+
+
+def _check_stack(new: NewVolume, disks: tuple[str, ...]) -> None:
+    """End the process with a clear line if these disks cannot be joined so, or this node lacks what it takes."""
+    if not disks:
+        fail("no disk given: name one, or several with --stack", Exit.USAGE)
+    if len(disks) > 1 and not new.stack:
+        choices = "; ".join(f"--stack {kind}: {each.about}" for kind, each in KINDS.items() if kind)
+        fail(f"{len(disks)} disks are one volume only if something joins them: {choices}", Exit.USAGE)
+    try:
+        Assembly(Stack.of(new.stack, new.name, "", disks)).prepare()
+    except ValueError as wrong:
+        fail(str(wrong), Exit.USAGE)
+    except FsError as wrong:
+        fail(f"{wrong}. Nothing was written", Exit.REFUSED)
+
+
+def _joined(new: NewVolume) -> Callable[[str, tuple[str, ...]], Assembly]:
+    return lambda uuid, parts: Assembly(Stack.of(new.stack, new.name, uuid, parts))
+
+
+def _devices(disks: tuple[str, ...]) -> str:
+    return disks[0] if len(disks) == 1 else f"{len(disks)} disks"
 
 
 def read_config(path: Path) -> Config:

@@ -87,9 +87,16 @@ def test_the_volume_is_made_as_the_topology_says() -> None:
     lab: Lab = FakeLab(disks=disk())
     line = " ".join(strategy.add_argv(lab, volume))
     assert line == (
-        "hactl volume add v1 --device /dev/disk/by-id/wwn-0x6 --fs ext4 --address 10.77.1.50/24 "
+        "hactl volume add v1 /dev/disk/by-id/wwn-0x6 --fs ext4 --address 10.77.1.50/24 "
         "--clients 10.77.1.0/24 --lease-s 10 --grace-s 10 --format"
     )
+
+
+def test_a_volume_on_several_luns_is_made_of_all_of_them() -> None:
+    topology, _ = load("md")
+    assert topology.volume is not None and topology.volume.luns == ("v1a", "v1b")
+    lab: Lab = FakeLab(disks={name: replace(disk(name)[name], device=f"/dev/{name}") for name in topology.volume.luns})
+    assert strategy.add_argv(lab, topology.volume)[2:8] == ["add", "v1", "/dev/v1a", "/dev/v1b", "--stack", "md"]
 
 
 def test_a_volume_that_was_added_is_not_formatted_again() -> None:
