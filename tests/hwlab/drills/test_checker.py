@@ -306,15 +306,17 @@ def test_clocks_that_are_hardly_known_make_the_run_unknown(history: Any) -> None
     assert judge(history(uncertainty_ms=400.0)).verdict is Verdict.UNKNOWN
 
 
+@pytest.mark.parametrize("again_ms", [0.0, 3000.0])
 @pytest.mark.parametrize(("silent_from", "kept"), [(6_000, False), (1_000, True)])
 def test_a_lock_may_go_only_after_its_owner_was_silent_for_a_whole_lease(
-    history: Any, silent_from: float, kept: bool
+    history: Any, silent_from: float, kept: bool, again_ms: float
 ) -> None:
     theft_ms = 12_500.0
     good = history()
     quiet = tuple(write for write in good.writes if not silent_from < write.done_ms <= theft_ms)
     found = Found(runs=((quiet[0].seq, quiet[-1].seq),))
-    attempts = (*good.attempts, Attempt(submit_ms=theft_ms - 2, done_ms=theft_ms, outcome="took"))
+    thefts = [Attempt(submit_ms=ms - 2, done_ms=ms, outcome="took") for ms in (theft_ms, theft_ms + again_ms)]
+    attempts = (*good.attempts, *thefts)
     changed = replace(good, writes=quiet, found=found, attempts=attempts)
     allowed = replace(changed, wanted=replace(good.wanted, lease_lapse_ms=10_000.0))
     assert judge(changed).verdict is Verdict.INVALID
