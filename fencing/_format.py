@@ -8,6 +8,7 @@ higher epoch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from fencing import _maps
 from fencing._disk import LABEL_AREA_END, DiskLabels, open_lun, size_bytes
 from fencing._threads import Threads
 from fencing.acquisition import Intent, fence, stamp
@@ -223,7 +225,7 @@ def format_witness(
         try:
             lun.labels.erase()
             _run(["wipefs", "--quiet", "--all", "--force", path])
-            _run([*_SFDISK, path], text=_partitions(path, WITNESS_PARTITIONS))
+            _partition(path, _partitions(path, WITNESS_PARTITIONS))
             stamp(handle, label, stopwatch=Stopwatch(clock))
         except (OSError, subprocess.SubprocessError) as error:
             raise FormatFailed(
@@ -263,8 +265,8 @@ def contents(device: str) -> list[str]:
     """What is on a disk, in words; empty if nothing is: signatures that wipefs knows, or other data."""
     disk = os.path.realpath(device)
     found = _signatures(disk)
-    for part in sorted(Path("/sys/class/block").glob(f"{os.path.basename(disk)}/*/partition")):
-        name = part.parent.name
+    parts = [part.parent.name for part in Path("/sys/class/block").glob(f"{os.path.basename(disk)}/*/partition")]
+    for name in sorted([*parts, *_maps.partitions_of(os.path.basename(disk)).values()]):
         found += [f"{kind} on {name}" for kind in _signatures(f"/dev/{name}")]
     beginning = _first_data(disk)
     if not found and beginning is not None:
@@ -273,8 +275,14 @@ def contents(device: str) -> list[str]:
 
 
 def partition(device: str, number: int) -> str:
-    """The kernel's path of a partition."""
+    """The kernel's path of a partition. Of a multipath device it is made if there is none yet."""
     name = os.path.realpath(device)
+    mapped = os.path.basename(name)
+    if _maps.is_multipath(mapped):
+        if number not in _maps.partitions_of(mapped):
+            with contextlib.suppress(OSError):  # no such partition: what opens it will say so
+                _maps.read_partitions(mapped)
+        return _maps.partition_path(mapped, number)
     return f"{name}p{number}" if name[-1].isdigit() else f"{name}{number}"
 
 
@@ -371,12 +379,21 @@ def _part(path: str, lun: Lun) -> str:
     assert isinstance(lun.labels, DiskLabels)
     lun.labels.erase()
     _run(["wipefs", "--quiet", "--all", "--force", path])
-    _run([*_SFDISK, path], text=_partitions(path, PARTITIONS))
+    _partition(path, _partitions(path, PARTITIONS))
     data = partition(path, 2)
     _wait_for(data)
     # what an earlier volume left there would be found again, at the same place
     _run(["wipefs", "--quiet", "--all", "--force", data])
     return data
+
+
+def _partition(path: str, table: str) -> None:
+    """Write a partition table, and let the kernel have it. dm devices learn of theirs from kpartx."""
+    mapped = _maps.is_multipath(os.path.basename(path))
+    quiet = ["--no-reread", "--no-tell-kernel"] if mapped else []
+    _run([*_SFDISK, *quiet, path], text=table)
+    if mapped:
+        _maps.read_partitions(os.path.basename(path))
 
 
 def _mkfs(new: NewVolume, data: str) -> list[str]:

@@ -121,6 +121,8 @@ class Drill:
     """Done before anybody watches: what is no event of the drill but its setting."""
     steps: tuple[Step, ...]
     end: Ending
+    topology: str = ""
+    """The topology that it needs; "" = any with a target, nodes, a client and a volume."""
 
 
 def names(folder: Path = FOLDER) -> list[str]:
@@ -158,6 +160,7 @@ def parse(table: dict[str, Any], where: str, duration_s: float | None = None) ->
         prepare=tuple(_fault(table) for table in reader.tables("prepare")),
         steps=tuple(_step(table) for table in reader.tables("step")),
         end=_end(reader.sub("end")),
+        topology=reader.text("topology", default=""),
     )
     reader.finish()
     starts = sum(1 for step in drill.steps if isinstance(step, (Fault, Command, Flap)) and step.start)

@@ -66,6 +66,20 @@ def unfiltered(interface: str) -> str:
     return f"tc qdisc del dev {interface} root 2>/dev/null; tc qdisc del dev {interface} clsact 2>/dev/null; true\n"
 
 
+def renewed_session(interface: str) -> str:
+    """Log out of the iSCSI sessions that go through an interface, and log in again.
+
+    open-iscsi makes the ISID of the number of the session (seen: 00023d000001, 00023d000002, ...), so the new session
+    is another initiator port. Fails if there was no such session.
+    """
+    return (
+        "found=1; for portal in $(iscsiadm -m session | sed -n 's/^tcp: [^ ]* \\([^,]*\\),.*/\\1/p'); do "
+        f'case "$(ip route get "${{portal%:*}}")" in *" dev {interface} "*) '
+        'iscsiadm -m node -p "$portal" --logout && iscsiadm -m node -p "$portal" --login && found=0;; esac; '
+        "done; exit $found\n"
+    )
+
+
 def busy() -> str:
     """Every CPU has several endless loops to run, and processes are born and die all the time."""
     loops = f"for i in $(seq $(($(nproc) * {BUSY_LOOPS_PER_CPU}))); do (while :; do :; done) & done; "

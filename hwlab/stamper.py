@@ -13,6 +13,7 @@ import argparse
 import json
 import mmap
 import os
+import re
 import sys
 import threading
 import time
@@ -42,7 +43,19 @@ def whole_disk(mount_point: str, mountinfo: str = "/proc/self/mountinfo", sysfs:
         folder = os.path.realpath(os.path.join(slaves, min(os.listdir(slaves))))
     if os.path.exists(os.path.join(folder, "partition")):
         folder = os.path.dirname(folder)
+    elif is_mapped_partition(folder):
+        [disk] = os.listdir(os.path.join(folder, "slaves"))
+        folder = os.path.join(folder, "slaves", disk)
     return "/dev/" + os.path.basename(folder)
+
+
+def is_mapped_partition(folder: str) -> bool:
+    """Whether a dm device is a partition of a multipath device, as kpartx makes them."""
+    try:
+        with open(os.path.join(folder, "dm/uuid")) as file:
+            return re.match(r"part\d+-mpath-", file.read()) is not None
+    except OSError:
+        return False
 
 
 class Stamper:

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Build the lab's LIO target from the kernel command line.
 
-    hwlab.target=IQN,PORTAL          one target, one portal group
+    hwlab.target=IQN,PORTAL,…        one target, one portal group for each portal: as many target ports
     hwlab.lun=NAME,SERIAL,DEVICE     once per logical unit, in the order of LUN numbers
     hwlab.initiators=IQN,IQN,…       the lab's nodes; other initiators get in too
 
@@ -14,7 +14,7 @@ The order of steps is the point of this file:
    a power loss of the target the file would be empty and the reservations gone, which is not what a
    disk that promised APTPL does.
 3. Backstores are created with a fixed serial, so that rtslib finds their APTPL file and hands it back to
-   the kernel, before any initiator can log in: the portal group is enabled last.
+   the kernel, before any initiator can log in: the portal groups are enabled last.
 4. The nodes have explicit ACLs although the target lets everybody in: the kernel puts a reservation that it
    was handed back into force when the ACL of its holder is made. Without one that would be at the holder's next login,
    and a holder that is down would leave its disk open to everybody's writes after a restart of the target.
@@ -23,6 +23,7 @@ The order of steps is the point of this file:
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 PR_DIR = Path("/etc/target/pr")
 
@@ -34,8 +35,24 @@ def words(name: str) -> list[list[str]]:
     return [item.removeprefix(prefix).split(",") for item in items if item.startswith(prefix)]
 
 
+def make_group(rtslib_fb: Any, target: Any, tag: int, portal: str, stores: list[Any]) -> Any:
+    """A portal group with one portal, through which every initiator sees every logical unit."""
+    group = rtslib_fb.TPG(target, tag)
+    luns = [rtslib_fb.LUN(group, number, store) for number, store in enumerate(stores)]
+    for initiator in [iqn for iqns in words("hwlab.initiators") for iqn in iqns]:
+        acl = rtslib_fb.NodeACL(group, initiator)
+        for lun in luns:
+            rtslib_fb.MappedLUN(acl, lun.lun, lun)
+    group.set_attribute("authentication", "0")
+    group.set_attribute("demo_mode_write_protect", "0")
+    group.set_attribute("generate_node_acls", "1")
+    group.set_attribute("cache_dynamic_acls", "1")
+    rtslib_fb.NetworkPortal(group, portal, 3260)
+    return group
+
+
 def main() -> int:
-    [(iqn, portal)] = words("hwlab.target")
+    [(iqn, *portals)] = words("hwlab.target")
     PR_DIR.mkdir(parents=True, exist_ok=True)
     subprocess.run(["chattr", "+S", str(PR_DIR), *map(str, PR_DIR.iterdir())], check=True)
     subprocess.run(["modprobe", "-a", "target_core_mod", "target_core_iblock", "iscsi_target_mod"], check=True)
@@ -50,21 +67,10 @@ def main() -> int:
         return 1
 
     target = rtslib_fb.Target(rtslib_fb.FabricModule("iscsi"), iqn)
-    group = rtslib_fb.TPG(target, 1)
-    luns = []
-    for number, (name, serial, device) in enumerate(words("hwlab.lun")):
-        store = rtslib_fb.BlockStorageObject(name, dev=device, wwn=serial)
-        luns.append(rtslib_fb.LUN(group, number, store))
-    for initiator in [iqn for iqns in words("hwlab.initiators") for iqn in iqns]:
-        acl = rtslib_fb.NodeACL(group, initiator)
-        for lun in luns:
-            rtslib_fb.MappedLUN(acl, lun.lun, lun)
-    group.set_attribute("authentication", "0")
-    group.set_attribute("demo_mode_write_protect", "0")
-    group.set_attribute("generate_node_acls", "1")
-    group.set_attribute("cache_dynamic_acls", "1")
-    rtslib_fb.NetworkPortal(group, portal, 3260)
-    group.enable = True
+    stores = [rtslib_fb.BlockStorageObject(name, dev=device, wwn=serial) for name, serial, device in words("hwlab.lun")]
+    groups = [make_group(rtslib_fb, target, tag, portal, stores) for tag, portal in enumerate(portals, start=1)]
+    for group in groups:
+        group.enable = True
     return 0
 
 

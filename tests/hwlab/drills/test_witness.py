@@ -156,3 +156,19 @@ def test_the_whole_disk_is_found_below_a_mounted_partition(tmp_path: Path) -> No
     assert stamper.whole_disk("/srv/v1", str(mounts), str(sysfs)) == "/dev/sda"
     with pytest.raises(SystemExit, match="nothing is mounted at /srv/v2"):
         stamper.whole_disk("/srv/v2", str(mounts), str(sysfs))
+
+
+def test_the_disk_below_a_partition_of_a_multipath_device_is_that_device(tmp_path: Path) -> None:
+    """Its stamps would else go to the middle of the file system."""
+    sysfs = tmp_path / "dev"
+    sysfs.mkdir()
+    head, part = tmp_path / "devices/dm-0", tmp_path / "devices/dm-2"
+    for folder, uuid in ((head, "mpath-36001405"), (part, "part2-mpath-36001405")):
+        (folder / "dm").mkdir(parents=True)
+        (folder / "dm/uuid").write_text(uuid + "\n")
+    (part / "slaves").mkdir()
+    (part / "slaves/dm-0").symlink_to(head)
+    (sysfs / "254:2").symlink_to(part)
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("36 25 254:2 / /srv/v1 rw shared:1 - ext4 /dev/mapper/36001405-part2 rw\n")
+    assert stamper.whole_disk("/srv/v1", str(mounts), str(sysfs)) == "/dev/dm-0"
