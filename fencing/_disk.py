@@ -193,7 +193,9 @@ def wwid(device: str) -> str:
         for attribute in ("device/wwid", "wwid"):
             try:
                 # a device may answer with any bytes
-                text = " ".join((Path("/sys/class/block") / path / attribute).read_text(errors="backslashreplace").split())
+                text = " ".join(
+                    (Path("/sys/class/block") / path / attribute).read_text(errors="backslashreplace").split()
+                )
             except OSError:
                 continue
             if text:

@@ -26,8 +26,10 @@ from fencing._threads import Threads
 from fencing.acquisition import Intent, fence, stamp
 from fencing.claim import WITNESS_FS
 from fencing.errors import FencingError, FormatFailed, FormatRefused, LabelError
+from fencing.foreign import describe
 from fencing.label import MEMBERS_MAX, Label
 from fencing.model import Identity, Key, ReservationState
+from fencing.ownership import foreign_keys
 from fencing.port import Lun
 from fencing.timing import Clock, Stopwatch
 
@@ -130,8 +132,8 @@ def format_set(
 ) -> Label:
     """Destroy what is on whole disks and make them one volume; returns its label. `join`: for `new.stack`.
 
-    FormatRefused, DeviceBusy, ForeignOwner: nothing was changed on any of them. A disk that is not empty needs `force`;
-    one that somebody outside this cluster, or a node that serves it, has reserved is refused in any case. `floor`
+    FormatRefused, DeviceBusy, ForeignOwner: nothing was changed on any of them. A disk that is not empty, or that
+    somebody outside this cluster has reserved, needs `force`; one that a node serves is refused in any case. `floor`
     and `intent` as in `acquire`.
     """
     spread = Threads()
@@ -140,7 +142,8 @@ def format_set(
         luns = [lun for _, lun in disks]
         olds = [_check(device, lun, new, identity, force) for device, lun in disks]
         highest = max([floor, *(old.epoch for old in olds if old)])
-        handle = fence(luns, identity, floor=highest, intent=intent, clock=clock, spread=spread)
+        _name_foreign(luns, identity, force, say)
+        handle = fence(luns, identity, floor=highest, intent=intent, clock=clock, spread=spread, force=force)
         say(f"fenced {_told([lun.wwid for lun in luns])} with key {handle.key}")
         label = _first_label(new, identity, luns, handle.epoch)
         try:
@@ -206,7 +209,10 @@ def format_witness(
         if size_bytes(device) < LABEL_AREA_END + MIB:
             raise _refused(device, f"it has only {size_bytes(device) // MIB} MiB", "use a disk of 8 MiB or more")
         old = _check_empty(device, lun, identity, force)
-        handle = fence([lun], identity, floor=max(floor, old.epoch if old else 0), intent=intent, clock=clock)
+        _name_foreign([lun], identity, force, say)
+        handle = fence(
+            [lun], identity, floor=max(floor, old.epoch if old else 0), intent=intent, clock=clock, force=force
+        )
         say(f"fenced {lun.wwid} with key {handle.key}")
         label = Label(
             cluster_uuid=identity.cluster_uuid,
@@ -309,6 +315,13 @@ def _check_empty(device: str, lun: Lun, identity: Identity, force: bool) -> Labe
     if old is not None:
         _check_owner(device, lun.port.read(), old, identity)
     return old
+
+
+def _name_foreign(luns: Sequence[Lun], identity: Identity, force: bool, say: Callable[[str], None]) -> None:
+    """What is about to be preempted is said first. Without force the fence refuses it."""
+    for lun in luns if force else ():
+        for key in foreign_keys(lun.port.read().keys, identity.tag):
+            say(f"preempts a key on {lun.wwid} that this cluster did not make, by force: {describe(key)}")
 
 
 def _check_owner(device: str, state: ReservationState, old: Label, identity: Identity) -> None:

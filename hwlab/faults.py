@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hwlab import hostfaults
 from hwlab.errors import LabError
 from hwlab.protocols import Host, Link
-from hwlab.topology import LAN, SAN
+from hwlab.topology import LAN, SAN, Role
 
 DAEMON = "hactld.service"
 NODEWATCH = "hactl-nodewatch.service"
@@ -109,6 +109,15 @@ def _script(make: Callable[[str], str]) -> Callable[[Host], None]:
     def apply(host: Host) -> None:
         _link(host, LAN)
         host.command.run(["sh", "-c", make(host.interfaces.get(LAN, LAN))])
+
+    return apply
+
+
+def _script_on_target(make: Callable[[], str]) -> Callable[[Host], None]:
+    def apply(host: Host) -> None:
+        if host.role is not Role.TARGET:
+            raise LabError(f"{host.name} is no target")
+        host.command.run(["sh", "-c", make()])
 
     return apply
 
@@ -226,6 +235,13 @@ _ALL = (
         description="the session on the last storage network is logged out and in again, with another ISID",
         apply=_renew_path,
     ),
+    Fault(
+        kind="volatile",
+        description="the target will forget all reservations when it loses its power: as if it had no APTPL",
+        apply=_script_on_target(hostfaults.volatile),
+        undo="persistent",
+    ),
+    Fault(kind="persistent", description="undo volatile", apply=_script_on_target(hostfaults.persistent)),
     Fault(
         kind="stop-daemon",
         description="stop hactld in the orderly way",

@@ -12,6 +12,8 @@ BUSY_UNIT = "hwlab-busy"
 BUSY_LOOPS_PER_CPU = 4
 TICK_US = 10_000
 DRIFT_PERCENT = 5
+VOLATILE = "/etc/target/volatile"
+"""Read by the target's set-up (hwlab/guest/target.py)."""
 
 # adjtimex(2): ADJ_TICK changes the rate of every clock but CLOCK_MONOTONIC_RAW, by at most 10 %.
 _TICK = """
@@ -78,6 +80,16 @@ def renewed_session(interface: str) -> str:
         'iscsiadm -m node -p "$portal" --logout && iscsiadm -m node -p "$portal" --login && found=0;; esac; '
         "done; exit $found\n"
     )
+
+
+def volatile() -> str:
+    """On the target: no reservation is handed back to the kernel at the next start."""
+    return f"touch {VOLATILE} && sync\n"
+
+
+def persistent() -> str:
+    """Undoes `volatile`."""
+    return f"rm -f {VOLATILE} && sync\n"
 
 
 def busy() -> str:

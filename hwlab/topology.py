@@ -107,6 +107,8 @@ class Topology:
     """Nodes that have everything installed, and are in no cluster at first."""
     witness: tuple[str, ...] = ()
     """Names of the LUNs that are the cluster's witness."""
+    slow_stamps_ms: int = 0
+    """How long the target takes for each write to the stamps' area; other writes are not slowed."""
     multipath: bool = False
     """Whether nodes run multipathd, so that the paths to a LUN become one dm device."""
 
@@ -181,6 +183,7 @@ def parse(text: str, where: str) -> Topology:
         token_ms=table.take("token_ms", int, 0) or 0,
         spare=tuple(table.take("spare", list, [])),
         witness=tuple(table.take("witness", list, [])),
+        slow_stamps_ms=table.take("slow_stamps_ms", int, 0) or 0,
         multipath=table.take_flag("multipath"),
     )
     table.finish()

@@ -298,6 +298,7 @@ def kernel_words(lab: str, spec: HostSpec, topology: Topology) -> list[str]:
     if spec.role is Role.TARGET:
         initiators = [initiator_name(node.name) for node in topology.with_role(Role.NODE)]
         words.append(f"hwlab.initiators={','.join(initiators)}")
+        words.append(f"hwlab.slow={topology.slow_stamps_ms}")
         for number, lun in enumerate(topology.luns, start=1):
             words.append(f"ubd{number}={lun_file(lab, lun.name)}")
             words.append(f"hwlab.lun={lun.name},{lun.serial},/dev/ubd{chr(ord('a') + number)}")

@@ -3,6 +3,7 @@
 
     hwlab.target=IQN,PORTAL,…        one target, one portal group for each portal: as many target ports
     hwlab.lun=NAME,SERIAL,DEVICE     once per logical unit, in the order of LUN numbers
+    hwlab.slow=MS                    so long takes a write to the area of the drills' stamps (0: as long as it takes)
     hwlab.initiators=IQN,IQN,…       the lab's nodes; other initiators get in too
 
 The order of steps is the point of this file:
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 PR_DIR = Path("/etc/target/pr")
+VOLATILE = PR_DIR.parent / "volatile"
+"""While this file is there, a restart loses all reservations, as on a target that keeps none (fault `volatile`)."""
 
 
 def words(name: str) -> list[list[str]]:
@@ -33,6 +36,21 @@ def words(name: str) -> list[list[str]]:
     prefix = name + "="
     items = Path("/proc/cmdline").read_text().split()
     return [item.removeprefix(prefix).split(",") for item in items if item.startswith(prefix)]
+
+
+def slowed(name: str, device: str, delay_ms: int) -> str:
+    """The device, with every write to its fourth MiB delayed: it waits in the target as it would in a busy array."""
+    if not delay_ms:
+        return device
+    sectors = int(Path(f"/sys/class/block/{Path(device).name}/size").read_text())
+    table = (
+        f"0 6144 linear {device} 0\n"
+        f"6144 2048 delay {device} 6144 0 {device} 6144 {delay_ms}\n"
+        f"8192 {sectors - 8192} linear {device} 8192\n"
+    )
+    subprocess.run(["modprobe", "-a", "dm-mod", "dm-delay"], check=True)
+    subprocess.run(["dmsetup", "create", name, "--noudevsync"], input=table, text=True, check=True)
+    return f"/dev/mapper/{name}"
 
 
 def make_group(rtslib_fb: Any, target: Any, tag: int, portal: str, stores: list[Any]) -> Any:
@@ -54,6 +72,8 @@ def make_group(rtslib_fb: Any, target: Any, tag: int, portal: str, stores: list[
 def main() -> int:
     [(iqn, *portals)] = words("hwlab.target")
     PR_DIR.mkdir(parents=True, exist_ok=True)
+    for saved in list(PR_DIR.iterdir()) if VOLATILE.exists() else ():
+        saved.unlink()
     subprocess.run(["chattr", "+S", str(PR_DIR), *map(str, PR_DIR.iterdir())], check=True)
     subprocess.run(["modprobe", "-a", "target_core_mod", "target_core_iblock", "iscsi_target_mod"], check=True)
 
@@ -67,7 +87,12 @@ def main() -> int:
         return 1
 
     target = rtslib_fb.Target(rtslib_fb.FabricModule("iscsi"), iqn)
-    stores = [rtslib_fb.BlockStorageObject(name, dev=device, wwn=serial) for name, serial, device in words("hwlab.lun")]
+    [[slow]] = words("hwlab.slow") or [["0"]]
+    delay_ms = int(slow)
+    stores = [
+        rtslib_fb.BlockStorageObject(name, dev=slowed(name, device, delay_ms), wwn=serial)
+        for name, serial, device in words("hwlab.lun")
+    ]
     groups = [make_group(rtslib_fb, target, tag, portal, stores) for tag, portal in enumerate(portals, start=1)]
     for group in groups:
         group.enable = True

@@ -34,6 +34,8 @@ def test_all_drills_that_ship_can_be_read() -> None:
         "hang-daemon",
         "kill-controller",
         "kill-primary",
+        "late-write",
+        "late-write-socket",
         "path-loss",
         "path-return-new-isid",
         "pause-primary",
@@ -42,6 +44,8 @@ def test_all_drills_that_ship_can_be_read() -> None:
         "stale-read",
         "starved",
         "stop-node",
+        "target-power-loss",
+        "target-power-loss-volatile",
         "two-node-split",
     ]
     for name in names():
