@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyudev
 
+from fencing import _maps
 from fencing._disk import DiskLabels, size_bytes, wwid
 from fencing.errors import FencingError
 from fencing.label import Label
@@ -31,10 +32,22 @@ class Disk:
 
 def scan() -> list[Disk]:
     """Every whole disk that could carry a volume, by device name; paths of a multipath device only as that
-    device.
+    device, also before it is there; of other paths to one disk the first that can be read.
     """
     devices = pyudev.Context().list_devices(subsystem="block", DEVTYPE="disk")
-    return [look_at(f"/dev/{name}") for name in sorted(_candidates(device.sys_name for device in devices))]
+    claimed = {each.sys_name for each in devices if each.properties.get("DM_MULTIPATH_DEVICE_PATH") == "1"}
+    names = sorted(set(_candidates(device.sys_name for device in devices)) - claimed)
+    return _one_of_each([look_at(f"/dev/{name}") for name in names])
+
+
+def _one_of_each(disks: list[Disk]) -> list[Disk]:
+    """Several paths that no multipath device unites are one disk."""
+    best: dict[str, Disk] = {}
+    for disk in disks:
+        known = best.setdefault(disk.wwid or disk.device, disk)
+        if isinstance(known.label, FencingError) and not isinstance(disk.label, FencingError):
+            best[disk.wwid] = disk
+    return list(best.values())
 
 
 def look_at(device: str) -> Disk:
@@ -80,14 +93,7 @@ def _candidates(names: Iterable[str]) -> Iterable[str]:
         sysfs = Path("/sys/class/block") / name
         if not _WHOLE_DISKS.fullmatch(name) or (sysfs / "size").read_text().strip() == "0":
             continue
-        if name.startswith("dm-") and not _is_multipath(sysfs):
+        if name.startswith("dm-") and not _maps.is_multipath(name):
             continue
-        if not any(_is_multipath(holder) for holder in (sysfs / "holders").glob("dm-*")):
+        if not any(_maps.is_multipath(holder) for holder in _maps.holders_of(name)):
             yield name
-
-
-def _is_multipath(sysfs: Path) -> bool:
-    try:
-        return (sysfs / "dm" / "uuid").read_text().startswith("mpath-")
-    except OSError:
-        return False

@@ -13,6 +13,8 @@ import stat
 from functools import partial
 from pathlib import Path
 
+from fencing import _maps
+from fencing._paths import BlockPaths, path_names
 from fencing._sgutils import SgPort
 from fencing.errors import CONFLICT, NotDelivered, OutcomeUnknown, Refused
 from fencing.label import (
@@ -25,7 +27,8 @@ from fencing.label import (
     encode,
     newest,
 )
-from fencing.port import Lun
+from fencing.paths import MultipathPort
+from fencing.port import Lun, ReservationPort
 
 LABEL_OFFSETS = (1 << 20, (1 << 20) + (64 << 10))
 LABEL_AREA_END = 4 << 20
@@ -145,7 +148,7 @@ def open_lun(device: str) -> Lun:
     """A disk with its reservation port and its labels. OSError if it cannot be opened or has no WWID."""
     path = f"/dev/{block_name(device)}"
     name = wwid(path)
-    port = SgPort(path)
+    port = _open_port(path, name)
     if wwid(path) != name:
         port.close()
         raise OSError(errno.ENODEV, "became another disk while it was opened", path)
@@ -156,6 +159,16 @@ def open_lun(device: str) -> Lun:
         in_use=partial(in_use, path),
         size_bytes=partial(size_bytes, path),
     )
+
+
+def _open_port(path: str, wwid: str) -> ReservationPort:
+    """Commands go down each path by itself: the kernel would send one for a dm device down any of them."""
+    name = os.path.basename(path)
+    if _maps.is_multipath(name):
+        return MultipathPort(path, BlockPaths(wwid, head=True))
+    if len(path_names(wwid)) > 1:
+        return MultipathPort(path, BlockPaths(wwid, head=False, data=name))
+    return SgPort(path)
 
 
 def block_name(device: str) -> str:
@@ -171,19 +184,25 @@ def block_name(device: str) -> str:
 
 
 def wwid(device: str) -> str:
-    """The name that the disk itself has, the same on every node and path. OSError if it has none."""
+    """The name that the disk itself has, the same on every node and path. OSError if it has none.
+
+    A multipath device has that of its paths; without any path left, the NAA identifier that its map was made for.
+    """
     name = block_name(device)
-    sysfs = Path("/sys/class/block") / name
-    for attribute in ("device/wwid", "wwid", "dm/uuid"):
-        try:
-            # a device may answer with any bytes
-            text = " ".join((sysfs / attribute).read_text(errors="backslashreplace").split())
-        except OSError:
-            continue
-        if attribute == "dm/uuid" and not text.startswith("mpath-"):
-            continue
-        if text:
-            return text.removeprefix("mpath-")
+    for path in (name, *_maps.paths_of(name)) if _maps.is_multipath(name) else (name,):
+        for attribute in ("device/wwid", "wwid"):
+            try:
+                # a device may answer with any bytes
+                text = " ".join(
+                    (Path("/sys/class/block") / path / attribute).read_text(errors="backslashreplace").split()
+                )
+            except OSError:
+                continue
+            if text:
+                return text
+    mapped = _maps.uuid_wwid(name)
+    if mapped.startswith("3"):  # how scsi_id writes an identifier of type NAA
+        return f"naa.{mapped[1:]}"
     raise OSError(errno.ENODATA, "the disk gives no unique name (VPD page 83), so nodes could mistake it", device)
 
 
@@ -194,13 +213,27 @@ def size_bytes(device: str) -> int:
 
 
 def in_use(device: str) -> str:
-    """What this node does with the disk, "" for nothing: a mount of it or of a partition, md, dm, swap."""
+    """What this node does with the disk, "" for nothing: a mount of it or of a partition, md, dm, swap.
+
+    Of a multipath device the partitions are dm devices above it; they alone are no use of it.
+    """
+    name = os.path.basename(os.path.realpath(device))
+    partitions = _maps.partitions_of(name)
+    others = sorted(set(_maps.holders_of(name)) - set(partitions.values()))
+    if not partitions:
+        return _exclusively_open(name)
+    return ", ".join(
+        [f"used by {other}" for other in others] + list(filter(None, map(_exclusively_open, partitions.values())))
+    )
+
+
+def _exclusively_open(name: str) -> str:
     try:
-        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+        os.close(os.open(f"/dev/{name}", os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         if error.errno != errno.EBUSY:
             return ""  # not to be opened at all: the first command will say why
-        return _users(block_name(device)) or "opened exclusively"
+        return _users(name) or "opened exclusively"
     return ""
 
 

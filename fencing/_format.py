@@ -8,6 +8,7 @@ higher epoch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,13 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from fencing import _maps
 from fencing._disk import LABEL_AREA_END, DiskLabels, open_lun, size_bytes
 from fencing._threads import Threads
 from fencing.acquisition import Intent, fence, stamp
 from fencing.claim import WITNESS_FS
 from fencing.errors import FencingError, FormatFailed, FormatRefused, LabelError
+from fencing.foreign import describe
 from fencing.label import MEMBERS_MAX, Label
 from fencing.model import Identity, Key, ReservationState
+from fencing.ownership import foreign_keys
 from fencing.port import Lun
 from fencing.timing import Clock, Stopwatch
 
@@ -128,8 +132,8 @@ def format_set(
 ) -> Label:
     """Destroy what is on whole disks and make them one volume; returns its label. `join`: for `new.stack`.
 
-    FormatRefused, DeviceBusy, ForeignOwner: nothing was changed on any of them. A disk that is not empty needs `force`;
-    one that somebody outside this cluster, or a node that serves it, has reserved is refused in any case. `floor`
+    FormatRefused, DeviceBusy, ForeignOwner: nothing was changed on any of them. A disk that is not empty, or that
+    somebody outside this cluster has reserved, needs `force`; one that a node serves is refused in any case. `floor`
     and `intent` as in `acquire`.
     """
     spread = Threads()
@@ -138,7 +142,8 @@ def format_set(
         luns = [lun for _, lun in disks]
         olds = [_check(device, lun, new, identity, force) for device, lun in disks]
         highest = max([floor, *(old.epoch for old in olds if old)])
-        handle = fence(luns, identity, floor=highest, intent=intent, clock=clock, spread=spread)
+        _name_foreign(luns, identity, force, say)
+        handle = fence(luns, identity, floor=highest, intent=intent, clock=clock, spread=spread, force=force)
         say(f"fenced {_told([lun.wwid for lun in luns])} with key {handle.key}")
         label = _first_label(new, identity, luns, handle.epoch)
         try:
@@ -204,7 +209,10 @@ def format_witness(
         if size_bytes(device) < LABEL_AREA_END + MIB:
             raise _refused(device, f"it has only {size_bytes(device) // MIB} MiB", "use a disk of 8 MiB or more")
         old = _check_empty(device, lun, identity, force)
-        handle = fence([lun], identity, floor=max(floor, old.epoch if old else 0), intent=intent, clock=clock)
+        _name_foreign([lun], identity, force, say)
+        handle = fence(
+            [lun], identity, floor=max(floor, old.epoch if old else 0), intent=intent, clock=clock, force=force
+        )
         say(f"fenced {lun.wwid} with key {handle.key}")
         label = Label(
             cluster_uuid=identity.cluster_uuid,
@@ -223,7 +231,7 @@ def format_witness(
         try:
             lun.labels.erase()
             _run(["wipefs", "--quiet", "--all", "--force", path])
-            _run([*_SFDISK, path], text=_partitions(path, WITNESS_PARTITIONS))
+            _partition(path, _partitions(path, WITNESS_PARTITIONS))
             stamp(handle, label, stopwatch=Stopwatch(clock))
         except (OSError, subprocess.SubprocessError) as error:
             raise FormatFailed(
@@ -263,8 +271,8 @@ def contents(device: str) -> list[str]:
     """What is on a disk, in words; empty if nothing is: signatures that wipefs knows, or other data."""
     disk = os.path.realpath(device)
     found = _signatures(disk)
-    for part in sorted(Path("/sys/class/block").glob(f"{os.path.basename(disk)}/*/partition")):
-        name = part.parent.name
+    parts = [part.parent.name for part in Path("/sys/class/block").glob(f"{os.path.basename(disk)}/*/partition")]
+    for name in sorted([*parts, *_maps.partitions_of(os.path.basename(disk)).values()]):
         found += [f"{kind} on {name}" for kind in _signatures(f"/dev/{name}")]
     beginning = _first_data(disk)
     if not found and beginning is not None:
@@ -273,8 +281,14 @@ def contents(device: str) -> list[str]:
 
 
 def partition(device: str, number: int) -> str:
-    """The kernel's path of a partition."""
+    """The kernel's path of a partition. Of a multipath device it is made if there is none yet."""
     name = os.path.realpath(device)
+    mapped = os.path.basename(name)
+    if _maps.is_multipath(mapped):
+        if number not in _maps.partitions_of(mapped):
+            with contextlib.suppress(OSError):  # no such partition: what opens it will say so
+                _maps.read_partitions(mapped)
+        return _maps.partition_path(mapped, number)
     return f"{name}p{number}" if name[-1].isdigit() else f"{name}{number}"
 
 
@@ -301,6 +315,13 @@ def _check_empty(device: str, lun: Lun, identity: Identity, force: bool) -> Labe
     if old is not None:
         _check_owner(device, lun.port.read(), old, identity)
     return old
+
+
+def _name_foreign(luns: Sequence[Lun], identity: Identity, force: bool, say: Callable[[str], None]) -> None:
+    """What is about to be preempted is said first. Without force the fence refuses it."""
+    for lun in luns if force else ():
+        for key in foreign_keys(lun.port.read().keys, identity.tag):
+            say(f"preempts a key on {lun.wwid} that this cluster did not make, by force: {describe(key)}")
 
 
 def _check_owner(device: str, state: ReservationState, old: Label, identity: Identity) -> None:
@@ -371,12 +392,21 @@ def _part(path: str, lun: Lun) -> str:
     assert isinstance(lun.labels, DiskLabels)
     lun.labels.erase()
     _run(["wipefs", "--quiet", "--all", "--force", path])
-    _run([*_SFDISK, path], text=_partitions(path, PARTITIONS))
+    _partition(path, _partitions(path, PARTITIONS))
     data = partition(path, 2)
     _wait_for(data)
     # what an earlier volume left there would be found again, at the same place
     _run(["wipefs", "--quiet", "--all", "--force", data])
     return data
+
+
+def _partition(path: str, table: str) -> None:
+    """Write a partition table, and let the kernel have it. dm devices learn of theirs from kpartx."""
+    mapped = _maps.is_multipath(os.path.basename(path))
+    quiet = ["--no-reread", "--no-tell-kernel"] if mapped else []
+    _run([*_SFDISK, *quiet, path], text=table)
+    if mapped:
+        _maps.read_partitions(os.path.basename(path))
 
 
 def _mkfs(new: NewVolume, data: str) -> list[str]:

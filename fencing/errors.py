@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fencing.foreign import describe
 from fencing.model import show_key
 
 
@@ -112,12 +113,11 @@ class ForeignOwner(FencingError):
 
     def __init__(self, keys: Iterable[int], *, device: str, detail: str = "") -> None:
         self.keys = tuple(keys)
-        names = ", ".join(show_key(key) for key in self.keys) or "an unknown holder"
+        names = ", ".join(map(describe, self.keys)) or "an unknown holder"
         super().__init__(
             f"in use by somebody outside this cluster: {names}{detail and '; ' + detail}",
             device=device,
-            next_action="find who uses the device (another cluster, fence_scsi, LVM); repeat with force "
-            "only when that user is gone for good",
+            next_action="find who uses the device; repeat with force only when that user is gone for good",
         )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fencing._discover import scan
 from fencing._disk import open_lun
 from fencing._format import partition
+from fencing._paths import bring_back
 from fencing.label import Label
 from fencing.port import Lun
 from fs._service import VolumeService
@@ -63,6 +64,7 @@ class VolumeSet:
     strange: dict[str, str] = field(default_factory=dict)
     devices: dict[str, str] = field(default_factory=dict)
     """WWID -> device, of every disk that was seen."""
+    _scanning: bool = False
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def running(self) -> list[VolumeRuntime]:
@@ -216,6 +218,8 @@ class VolumeSet:
 
     async def tend(self) -> None:
         """Once a second: what keeps a backup ready to take over and a primary's clients findable."""
+        if not self._scanning:
+            self._spawn(self._bring_paths_back())
         for each in self.seen.values():
             due = self.clock.monotonic_s() - each.checked_s >= TEND_EVERY_S
             if each.checking or not due:
@@ -230,6 +234,16 @@ class VolumeSet:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _bring_paths_back(self) -> None:
+        """Paths that an acquisition took out of use, once their transport is up again. A scan may block."""
+        self._scanning = True
+        try:
+            back = await asyncio.get_running_loop().run_in_executor(None, bring_back)
+        finally:
+            self._scanning = False
+        for address in back:
+            self.log(f"path={address}: its transport is up again, scanned for it")
 
     async def _check(self, each: Seen) -> None:
         """Could this node take the volume now? Asked of the disk and of the kernel, not remembered."""

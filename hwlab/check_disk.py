@@ -15,6 +15,8 @@ from hwlab.history import (
 from hwlab.reason import Reason, invalid, unknown
 
 STAMP_READ_MS_MAX = 1000.0
+BLOCKS_PER_NODE = 16
+"""As in latewriter.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,49 +142,81 @@ def judge_late_writes(history: History) -> Late:
     first own write, the label, comes after that. So the last reading that was followed by a label of the old epoch
     shows what landed in time, and a higher number, on the disk at any later moment or reported as written by the
     writer, is late. What landed between the fence itself and that reading cannot be told apart: `blind_ms` is the
-    longest such interval.
+    longest such interval. A node with several blocks (latewriter.py) is judged block by block.
     """
-    late = refused = 0
-    blind: list[float] = []
-    reasons: list[Reason] = []
-    for fenced in departures(history.reservations):
-        if not stamped(history, fenced):
-            continue
-        name = history.nodes.get(fenced.node, str(fenced.node))
-        seen = sorted(stamps_of(history.stamps_seen, fenced), key=lambda stamp: stamp.at_ms)
-        if not seen or seen[0].at_ms - fenced.at_ms > STAMP_READ_MS_MAX:
-            reasons.append(unknown(f"{name}'s stamps were not read when its key had left {fenced.device}"))
-            continue
-        base = last_in_time(history, fenced, seen)
-        blind.append(base.at_ms - fenced.since_ms)
-        landed = landed_after(history, fenced, seen, base.n)
-        late += len(landed)
-        refused += refused_after(history, fenced, base.n)
-        if landed:
-            reasons.append(
-                invalid(f"{len(landed)} writes of {name} landed on {fenced.device} after its key had left it")
-            )
+    found = [
+        judge_block(history, fenced, block)
+        for fenced in departures(history.reservations)
+        for block in blocks_of(history, fenced)
+    ]
+    late, refused = sum(each.late for each in found), sum(each.refused for each in found)
+    reasons = [reason for each in found for reason in each.reasons]
     shown = {stamp.node for stamp in history.stamps_seen if stamp.n > 0}
-    for node in sorted({write.node for write in history.stamp_writes} - shown):
-        reasons.append(unknown(f"the target's disk never showed a stamp of {history.nodes.get(node, node)}"))
-    if history.wanted.old_owner_must_try and not refused and not late:
-        reasons.append(unknown("no write of the old owner was refused after the fence: lateness was not tested"))
+    for block in sorted({write.node for write in history.stamp_writes} - shown):
+        if owner_of(block) == block:
+            reasons.append(unknown(f"the target's disk never showed a stamp of {history.nodes.get(block, block)}"))
+    if history.wanted.old_owner_must_try and not late:
+        if not refused:
+            reasons.append(unknown("no write of the old owner was refused after the fence: lateness was not tested"))
+        untried = {write.node for write in history.stamp_writes if owner_of(write.node) != write.node}
+        untried -= {each.block for each in found if each.refused}
+        if untried:
+            blocks = ", ".join(map(str, sorted(untried)))
+            reasons.append(
+                unknown(f"no write to block {blocks} was refused after the fence: that stage was not tested")
+            )
+    blind = [each.blind_ms for each in found if each.blind_ms is not None]
     return Late(late=late, refused=refused, blind_ms=max(blind, default=None), reasons=tuple(reasons))
 
 
-def stamped(history: History, fenced: Fenced) -> bool:
-    """Whether the node's stamper wrote to this device: with several, it writes to one."""
-    return any(
-        stamp.n > 0 and stamp.node == fenced.node and stamp.device == fenced.device for stamp in history.stamps_seen
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """One block of the stamp area at one fence."""
+
+    block: int
+    late: int = 0
+    refused: int = 0
+    blind_ms: float | None = None
+    reasons: tuple[Reason, ...] = ()
+
+
+def owner_of(block: int) -> int:
+    """The node that writes a block: blocks below 16 are the nodes' own, then each has 16 more (latewriter.py)."""
+    return block if block < BLOCKS_PER_NODE else block // BLOCKS_PER_NODE
+
+
+def blocks_of(history: History, fenced: Fenced) -> list[int]:
+    """The blocks of a node that it wrote to on this device: with several, its stamper writes to one."""
+    seen = {stamp.node for stamp in history.stamps_seen if stamp.device == fenced.device and stamp.n > 0}
+    written = {write.node for write in history.stamp_writes if owner_of(write.node) != write.node}
+    here = {stamp.node for stamp in history.stamps_seen if stamp.device == fenced.device}
+    return sorted(block for block in seen | (written & here) if owner_of(block) == fenced.node)
+
+
+def judge_block(history: History, fenced: Fenced, block: int) -> Block:
+    name = history.nodes.get(fenced.node, str(fenced.node))
+    seen = sorted(stamps_of(history.stamps_seen, fenced, block), key=lambda stamp: stamp.at_ms)
+    if not seen or seen[0].at_ms - fenced.at_ms > STAMP_READ_MS_MAX:
+        what = f"{name}'s stamps were not read when its key had left {fenced.device}"
+        return Block(block=block, reasons=(unknown(what),))
+    base = last_in_time(history, fenced, seen)
+    landed = landed_after(history, fenced, block, seen, base.n)
+    what = f"{len(landed)} writes of {name} landed on {fenced.device} after its key had left it"
+    return Block(
+        block=block,
+        late=len(landed),
+        refused=refused_after(history, fenced, block, base.n),
+        blind_ms=base.at_ms - fenced.since_ms,
+        reasons=(invalid(what),) if landed else (),
     )
 
 
-def stamps_of(stamps: Sequence[StampSeen], fenced: Fenced) -> list[StampSeen]:
-    """What the disk showed of a node's stamps while it was not registered."""
+def stamps_of(stamps: Sequence[StampSeen], fenced: Fenced, block: int) -> list[StampSeen]:
+    """What the disk showed of a block while its node was not registered."""
     return [
         stamp
         for stamp in stamps
-        if stamp.node == fenced.node and stamp.device == fenced.device and fenced.at_ms <= stamp.at_ms < fenced.back_ms
+        if stamp.node == block and stamp.device == fenced.device and fenced.at_ms <= stamp.at_ms < fenced.back_ms
     ]
 
 
@@ -198,15 +232,15 @@ def last_in_time(history: History, fenced: Fenced, seen: Sequence[StampSeen]) ->
     return last
 
 
-def landed_after(history: History, fenced: Fenced, seen: Sequence[StampSeen], base: int) -> set[int]:
+def landed_after(history: History, fenced: Fenced, block: int, seen: Sequence[StampSeen], base: int) -> set[int]:
     """Stamp numbers beyond `base` that are on the disk, or that the disk acknowledged."""
     landed = {stamp.n for stamp in seen if stamp.n > base}
     # A lawful new ownership begins at back_ms: by then the clock has to decide, so leave room for its error.
     until = fenced.back_ms - history.uncertainty_ms
-    mine = [write for write in history.stamp_writes if write.node == fenced.node and write.n > base]
+    mine = [write for write in history.stamp_writes if write.node == block and write.n > base]
     return landed | {write.n for write in mine if not write.error and write.done_ms < until}
 
 
-def refused_after(history: History, fenced: Fenced, base: int) -> int:
-    mine = [write for write in history.stamp_writes if write.node == fenced.node and write.n > base]
+def refused_after(history: History, fenced: Fenced, block: int, base: int) -> int:
+    mine = [write for write in history.stamp_writes if write.node == block and write.n > base]
     return sum(1 for write in mine if write.error and write.done_ms < fenced.back_ms)

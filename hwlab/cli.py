@@ -135,13 +135,23 @@ def drill(context: Context, name: str, runs: int, duration_s: float | None, out:
     """Play a drill and judge it: 0 valid, 1 invalid, 2 could not begin, 3 unknown. Starts the lab if need be."""
     from hwlab import lunrace
     from hwlab.drill import run_drill
+    from hwlab.drillfile import DrillError, load_drill
     from hwlab.labstage import LabStage
 
     if name == lunrace.NAME:
         code, outcomes = lunrace.play(open_lab(context.lab), context.progress(), out, runs=runs)
         context.show([lunrace.as_dict(each) for each in outcomes], "\n".join(map(lunrace.as_text, outcomes)))
         sys.exit(code)
-    stage = LabStage(open_lab(context.lab))
+    try:
+        wanted = load_drill(name, duration_s=duration_s).topology
+    except DrillError as error:
+        raise TopologyError(str(error)) from error
+    there = open_lab(context.lab).exists()
+    lab = open_lab(context.lab, None if there else wanted or None)
+    if wanted and lab.topology.name != wanted:
+        has = f"lab {context.lab} has {lab.topology.name}"
+        raise LabError(f"drill {name} needs topology {wanted}, {has}: take another --lab")
+    stage = LabStage(lab)
     sys.exit(run_drill(name, runs=runs, stage=stage, out_dir=out, as_json=context.as_json, duration_s=duration_s))
 
 

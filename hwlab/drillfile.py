@@ -11,7 +11,16 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "drills"
 ROLES = ("primary", "backup", "server", "leader", "client", "target", "nodes")
-CONDITIONS = ("new-holder", "no-new-holder", "writes", "ready", "no-answer", "reads")
+CONDITIONS = (
+    "new-holder",
+    "no-new-holder",
+    "writes",
+    "ready",
+    "no-answer",
+    "reads",
+    "held-in-target",
+    "held-in-socket",
+)
 READER = ("pin", "free")
 SERVERS = ("primary", "backup", "another", "any")
 
@@ -57,6 +66,13 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Late:
+    """Let a node keep writes on their way at every stage from now on."""
+
+    late: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
     """Go on watching: what must not happen late gets the time to happen."""
 
@@ -81,7 +97,7 @@ class Reader:
     word: str
 
 
-Step = Fault | Command | Expect | Stamp | Watch | Flap | Reader
+Step = Fault | Command | Expect | Stamp | Late | Watch | Flap | Reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +137,8 @@ class Drill:
     """Done before anybody watches: what is no event of the drill but its setting."""
     steps: tuple[Step, ...]
     end: Ending
+    topology: str = ""
+    """The topology that it needs; "" = any with a target, nodes, a client and a volume."""
 
 
 def names(folder: Path = FOLDER) -> list[str]:
@@ -158,6 +176,7 @@ def parse(table: dict[str, Any], where: str, duration_s: float | None = None) ->
         prepare=tuple(_fault(table) for table in reader.tables("prepare")),
         steps=tuple(_step(table) for table in reader.tables("step")),
         end=_end(reader.sub("end")),
+        topology=reader.text("topology", default=""),
     )
     reader.finish()
     starts = sum(1 for step in drill.steps if isinstance(step, (Fault, Command, Flap)) and step.start)
@@ -284,6 +303,8 @@ def _step(table: _Table) -> Step:
         step = Reader(word=table.text("reader", READER))
     elif "stamp" in table:
         step = Stamp(role=table.text("stamp", ROLES))
+    elif "late" in table:
+        step = Late(late=table.text("late", ROLES))
     else:
         step = Watch(watch_s=table.seconds("watch_s"))
     table.finish()

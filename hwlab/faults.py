@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hwlab import hostfaults
 from hwlab.errors import LabError
 from hwlab.protocols import Host, Link
-from hwlab.topology import LAN, SAN
+from hwlab.topology import LAN, SAN, Role
 
 DAEMON = "hactld.service"
 NODEWATCH = "hactl-nodewatch.service"
@@ -71,6 +71,33 @@ def _heal(network: str) -> Callable[[Host], None]:
     return apply
 
 
+def _sans(host: Host) -> list[str]:
+    """The host's storage networks, in the topology's order."""
+    return [network for network in host.links if network.startswith(SAN)]
+
+
+def _second_path(host: Host) -> str:
+    """The network of the path that is lost: the last one."""
+    sans = _sans(host)
+    if len(sans) < 2:
+        raise LabError(f"{host.name} has one path to the storage at most: take a topology with two")
+    return sans[-1]
+
+
+def _cut_storage(host: Host) -> None:
+    for network in _sans(host) or [SAN]:
+        _cut(network)(host)
+
+
+def _heal_storage(host: Host) -> None:
+    for network in _sans(host) or [SAN]:
+        _heal(network)(host)
+
+
+def _renew_path(host: Host) -> None:
+    host.command.run(["sh", "-c", hostfaults.renewed_session(_second_path(host))], timeout_s=60)
+
+
 def _heal_service(host: Host) -> None:
     _heal(LAN)(host)
     _script(hostfaults.unfiltered)(host)
@@ -82,6 +109,15 @@ def _script(make: Callable[[str], str]) -> Callable[[Host], None]:
     def apply(host: Host) -> None:
         _link(host, LAN)
         host.command.run(["sh", "-c", make(host.interfaces.get(LAN, LAN))])
+
+    return apply
+
+
+def _script_on_target(make: Callable[[], str]) -> Callable[[Host], None]:
+    def apply(host: Host) -> None:
+        if host.role is not Role.TARGET:
+            raise LabError(f"{host.name} is no target")
+        host.command.run(["sh", "-c", make()])
 
     return apply
 
@@ -183,11 +219,29 @@ _ALL = (
     ),
     Fault(
         kind="cut-storage",
-        description="the host loses the storage network, not the service network",
-        apply=_cut(SAN),
+        description="the host loses every storage network, not the service network",
+        apply=_cut_storage,
         undo="heal-storage",
     ),
-    Fault(kind="heal-storage", description="undo cut-storage", apply=_heal(SAN)),
+    Fault(kind="heal-storage", description="undo cut-storage and cut-path", apply=_heal_storage),
+    Fault(
+        kind="cut-path",
+        description="the host loses one of its paths to the storage, the last storage network",
+        apply=lambda host: _cut(_second_path(host))(host),
+        undo="heal-storage",
+    ),
+    Fault(
+        kind="renew-path",
+        description="the session on the last storage network is logged out and in again, with another ISID",
+        apply=_renew_path,
+    ),
+    Fault(
+        kind="volatile",
+        description="the target will forget all reservations when it loses its power: as if it had no APTPL",
+        apply=_script_on_target(hostfaults.volatile),
+        undo="persistent",
+    ),
+    Fault(kind="persistent", description="undo volatile", apply=_script_on_target(hostfaults.persistent)),
     Fault(
         kind="stop-daemon",
         description="stop hactld in the orderly way",

@@ -196,14 +196,20 @@ def epochs(events: Iterable[Event], clock: Clock) -> tuple[Epoch, ...]:
     return tuple(seen)
 
 
-def witness(events: Sequence[Event], clock: Clock) -> Witness | None:
-    started = [event for event in events if event["t"] == "started"]
-    ended = [event for event in events if event["t"] == "final"]
-    if not started:
+def witness(watched: Sequence[tuple[Sequence[Event], Clock]]) -> Witness | None:
+    """Of all witnesses, one for each life of the target: the first one's start, the last one's end, the longest gap.
+
+    What a target without power does not show is no gap: nothing is written meanwhile.
+    """
+    events = [event for seen, _ in watched for event in seen]
+    if not watched or not any(event["t"] == "started" for event in watched[0][0]):
         return None
+    (first, first_clock), (last, last_clock) = watched[0], watched[-1]
+    started = next(event for event in first if event["t"] == "started")
+    ended = [event for event in last if event["t"] == "final"]
     return Witness(
-        started_ms=clock.from_mono_ns(started[0]["at"]),
-        ended_ms=clock.from_mono_ns(ended[0]["at"]) if ended else None,
+        started_ms=first_clock.from_mono_ns(started["at"]),
+        ended_ms=last_clock.from_mono_ns(ended[0]["at"]) if ended else None,
         gap_ms_max=max((event["gap_ns"] for event in events if "gap_ns" in event), default=0) / NS_PER_MS,
     )
 

@@ -12,6 +12,8 @@ BUSY_UNIT = "hwlab-busy"
 BUSY_LOOPS_PER_CPU = 4
 TICK_US = 10_000
 DRIFT_PERCENT = 5
+VOLATILE = "/etc/target/volatile"
+"""Read by the target's set-up (hwlab/guest/target.py)."""
 
 # adjtimex(2): ADJ_TICK changes the rate of every clock but CLOCK_MONOTONIC_RAW, by at most 10 %.
 _TICK = """
@@ -64,6 +66,30 @@ def lossy(interface: str) -> str:
 def unfiltered(interface: str) -> str:
     """Undoes all of the above; also where there is nothing to undo."""
     return f"tc qdisc del dev {interface} root 2>/dev/null; tc qdisc del dev {interface} clsact 2>/dev/null; true\n"
+
+
+def renewed_session(interface: str) -> str:
+    """Log out of the iSCSI sessions that go through an interface, and log in again.
+
+    open-iscsi makes the ISID of the number of the session (seen: 00023d000001, 00023d000002, ...), so the new session
+    is another initiator port. Fails if there was no such session.
+    """
+    return (
+        "found=1; for portal in $(iscsiadm -m session | sed -n 's/^tcp: [^ ]* \\([^,]*\\),.*/\\1/p'); do "
+        f'case "$(ip route get "${{portal%:*}}")" in *" dev {interface} "*) '
+        'iscsiadm -m node -p "$portal" --logout && iscsiadm -m node -p "$portal" --login && found=0;; esac; '
+        "done; exit $found\n"
+    )
+
+
+def volatile() -> str:
+    """On the target: no reservation is handed back to the kernel at the next start."""
+    return f"touch {VOLATILE} && sync\n"
+
+
+def persistent() -> str:
+    """Undoes `volatile`."""
+    return f"rm -f {VOLATILE} && sync\n"
 
 
 def busy() -> str:

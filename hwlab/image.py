@@ -44,13 +44,14 @@ PLACES: Mapping[str, tuple[str, int]] = {
     "boot.sh": ("usr/lib/hwlab/boot.sh", 0o755),
     "iscsi-login.sh": ("usr/lib/hwlab/iscsi-login.sh", 0o755),
     "target.py": ("usr/lib/hwlab/target.py", 0o755),
+    "multipath.conf": ("etc/multipath.conf", 0o644),
     "iscsid.conf": ("etc/iscsi/iscsid.conf", 0o600),
     "mdadm.conf": ("etc/mdadm/mdadm.conf", 0o644),
     "journald.conf": ("etc/systemd/journald.conf.d/hwlab.conf", 0o644),
     "system.conf": ("etc/systemd/system.conf.d/hwlab.conf", 0o644),
     "sshd.conf": ("etc/ssh/sshd_config.d/hwlab.conf", 0o644),
 }
-ENABLED = ("hwlab-boot", "hwlab-modules", "hwlab-node", "hwlab-target", "ssh")
+ENABLED = ("hwlab-boot", "hwlab-modules", "hwlab-node", "hwlab-target", "multipathd", "ssh")
 
 # Parts of the keys: raise one when the code below builds something else from the same inputs.
 _BASE_RECIPE = 1

@@ -1,10 +1,12 @@
 """The scripts of one run, started on their hosts and listened to: load, thief, reader, asker, witness, stampers,
 clocks."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hwlab import clocks
+from hwlab.check_disk import BLOCKS_PER_NODE
 from hwlab.drillfile import Load
 from hwlab.feed import Event, Feed, News, read_clock
 from hwlab.gather import HostClocks
@@ -13,6 +15,8 @@ from hwlab.stage import HostSilent, Stage
 
 SCRIPTS = Path(__file__).parent
 LOGS = "/run/hactl-drill"
+TARGET_UNIT = "hwlab-target.service"
+BACK_S = 90.0
 START_S = 60.0
 WARM_UP_S = 60.0
 STOP_S = 45.0
@@ -25,7 +29,8 @@ class NotReady(Exception):
 class Observers:
     """Everything that watches one run. Times in events are nanoseconds of the host's own clock."""
 
-    def __init__(self, stage: Stage, load: Load, run: str) -> None:
+    def __init__(self, stage: Stage, load: Load, run: str, *, late: bool = False) -> None:
+        """`late`: a node will write to blocks of its own besides (latewriter.py)."""
         self.news = News()
         self.run = run
         self.clocks: dict[str, HostClocks] = {}
@@ -37,6 +42,9 @@ class Observers:
         self.reader: Feed | None = None
         self._stage = stage
         self._settings = load
+        self._late = late
+        self._watches: list[tuple[Feed, clocks.Clock]] = []
+        """Every witness of this run with the target's clock at its start: one for each life of the target."""
 
     def start(self) -> None:
         """Clocks first, then the witness, then the load: nothing happens before somebody watches."""
@@ -44,9 +52,7 @@ class Observers:
         hosts = (stage.target, stage.client, *stage.nodes.values())
         with ThreadPoolExecutor(len(hosts)) as pool:
             self.clocks = {clock.host: HostClocks(before=clock) for clock in pool.map(self._clock, hosts)}
-        numbers = ",".join(map(str, stage.nodes))
-        self.witness = self._feed(stage.target, "witness", ["--numbers", numbers, "--lun", share.lun])
-        self._await(self.witness, "started")
+        self._watch(self.clocks[stage.target].before)
         words = ["--link", share.thief_link, "--address", share.asker_address, "--log", self.log("asker")]
         words += ["--served", share.source.partition(":")[0]]
         self.asker = self._feed(stage.client, "asker", words)
@@ -62,6 +68,40 @@ class Observers:
             self.reader = self._feed(stage.client, "reader", self._machine("reader", share.reader_address))
             self._await(self.reader, "started")
         self._warm_up(settings.warm_up_records)
+
+    def _watch(self, clock: clocks.Clock) -> None:
+        stage = self._stage
+        late = [BLOCKS_PER_NODE * node + block for node in stage.nodes for block in range(BLOCKS_PER_NODE)]
+        numbers = ",".join(map(str, [*stage.nodes, *(late if self._late else ())]))
+        self.witness = self._feed(stage.target, "witness", ["--numbers", numbers, "--lun", stage.share.lun])
+        self._watches.append((self.witness, clock))
+        self._await(self.witness, "started")
+
+    def watch_again(self) -> None:
+        """The target lost its power, and the witness with it: a new one, as soon as the target answers again.
+
+        HostSilent if it does not, or if the witness does not start.
+        """
+        trouble = ""
+        end = time.monotonic() + BACK_S
+        while time.monotonic() < end:
+            try:
+                # Without the target's own unit there is nothing to watch yet.
+                ready = ["systemctl", "is-active", "--quiet", TARGET_UNIT]
+                if self._stage.exec(self._stage.target, ready, timeout_s=5).returncode == 0:
+                    self._watch(read_clock(self._stage, self._stage.target))
+                    return
+                trouble = f"{TARGET_UNIT} is not active"
+            except (HostSilent, OSError, ValueError, NotReady) as error:
+                trouble = str(error)
+            time.sleep(0.2)
+        raise HostSilent(f"nobody watches {self._stage.target} after its restart: {trouble}")
+
+    def watched(self) -> list[tuple[list[Event], clocks.Clock]]:
+        """What each witness saw, with the clock of its boot as it is known best."""
+        known = self.clocks[self._stage.target]
+        best = {clock.boot: clock for clock in (known.after, known.before) if clock is not None}
+        return [(feed.events, best.get(clock.boot, clock)) for feed, clock in self._watches]
 
     def _machine(self, script: str, address: str) -> list[str]:
         """Words for a script that is an NFS client of its own."""
@@ -129,6 +169,26 @@ class Observers:
 
         if not self.news.wait(shown, WARM_UP_S):
             raise NotReady(f"the target's disk shows no stamp of {host}: {feed.complaint or 'no error'}")
+
+    def write_late(self, host: str) -> None:
+        """Let a node keep writes on their way. Nothing is waited for: with a slow target the first ones take long."""
+        number = next(n for n, name in self._stage.nodes.items() if name == host)
+        words = ["--mount", self._stage.share.node_mount, "--run", self.run, "--number", str(number)]
+        feed = self._feed(host, "latewriter", words)
+        self._await(feed, "started")
+        self.stampers.append((number, feed))
+
+    def held_in_target(self) -> bool:
+        """Writes wait in the block layer, and of those that the driver took every byte has left the host."""
+        told = self._stages()
+        return bool(told and told["taken"] > 0 and told["inside"] > told["taken"] and told["unsent"] == 0)
+
+    def held_in_socket(self) -> bool:
+        told = self._stages()
+        return bool(told and told["inside"] > told["taken"] and told["unsent"] > 4096)
+
+    def _stages(self) -> Event | None:
+        return next((told for _, feed in self.stampers if (told := feed.last("stages"))), None)
 
     def pin(self, word: str) -> None:
         """`pin` the reader to the node that serves now, or `free` it."""
@@ -224,6 +284,7 @@ class Observers:
     def close(self) -> None:
         """Let go of every script, whatever state it is in."""
         stampers = (feed for _, feed in self.stampers)
-        for feed in (self.reader, self.load, self.thief, self.asker, *stampers, self.witness):
+        witnesses = (feed for feed, _ in self._watches)
+        for feed in (self.reader, self.load, self.thief, self.asker, *stampers, *witnesses):
             if feed is not None:
                 feed.close()

@@ -19,9 +19,14 @@ PACKAGES = ("fencing", "fs", "hactl", "nodewatch")
 LIB_DIR = "/opt/hactl/lib"
 DIGEST_FILE = f"{LIB_DIR}/.digest"
 UNIT_DIR = "/etc/systemd/system"
+RULES_DIR = "/etc/udev/rules.d"
 
 _WRAPPER = f"""#!/bin/sh
 PYTHONPATH={LIB_DIR}:/opt/hactl/site exec python3 -m hactl.cli.main "$@"
+"""
+
+_GATE = f"""#!/bin/sh
+PYTHONPATH={LIB_DIR} exec python3 -m fencing._pathgate "$@"
 """
 
 
@@ -46,10 +51,12 @@ def build() -> Payload:
             shutil.copytree(PROJECT_DIR / package, lib / package, ignore=shutil.ignore_patterns("__pycache__"))
         units = tree / UNIT_DIR.lstrip("/")
         shutil.copytree(PROJECT_DIR / "deploy" / "systemd", units)
-        wrapper = tree / "usr/bin/hactl"
-        wrapper.parent.mkdir(parents=True)
-        wrapper.write_text(_WRAPPER)
-        wrapper.chmod(0o755)
+        shutil.copytree(PROJECT_DIR / "deploy" / "udev", tree / RULES_DIR.lstrip("/"))
+        for place, text in (("usr/bin/hactl", _WRAPPER), ("usr/lib/hactl/path-gate", _GATE)):
+            wrapper = tree / place
+            wrapper.parent.mkdir(parents=True)
+            wrapper.write_text(text)
+            wrapper.chmod(0o755)
         digest = _digest(tree)
         (tree / DIGEST_FILE.lstrip("/")).write_text(digest)
         compileall.compile_dir(

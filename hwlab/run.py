@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from hwlab import clocks, cluster, gather
 from hwlab.cluster import ClusterSilent, Status
-from hwlab.drillfile import Command, Drill, Expect, Fault, Flap, Reader, Stamp, Step, Watch
+from hwlab.drillfile import Command, Drill, Expect, Fault, Flap, Late, Reader, Stamp, Step, Watch
 from hwlab.feed import Event
 from hwlab.history import (
     Condition,
@@ -26,7 +26,7 @@ from hwlab.stage import HostSilent, Stage
 POLL_S = 1.0
 HEALTHY_S = 120.0
 END_S = 20.0
-REPAIRS = ("power-on", "resume", "heal", "heal-storage", "start-daemon", "thaw-daemon", "idle")
+REPAIRS = ("power-on", "resume", "heal", "heal-storage", "start-daemon", "thaw-daemon", "idle", "persistent")
 SILENT_MS = 2000.0
 """Nobody answered for the served address for that long: nobody has it. The asker tells twice a second."""
 
@@ -38,7 +38,8 @@ class Run:
         self._stage = stage
         self._drill = drill
         self._progress = progress
-        self._observers = Observers(stage, drill.load, run)
+        late = any(isinstance(step, Late) for step in drill.steps)
+        self._observers = Observers(stage, drill.load, run, late=late)
         self._cast: dict[str, str] = {}
         self._marks: list[Mark] = []
         self._conditions: list[Condition] = []
@@ -134,6 +135,9 @@ class Run:
             case Stamp():
                 for host in self._hosts(step.role):
                     self._observers.stamp(host)
+            case Late():
+                for host in self._hosts(step.late):
+                    self._observers.write_late(host)
             case Flap():
                 self._flap(step)
             case Reader():
@@ -174,6 +178,8 @@ class Run:
             self._silent.add(host)
         if kind in ("power-on", "resume"):
             self._silent.discard(host)
+        if kind == "power-on" and host == self._stage.target:
+            self._observers.watch_again()
 
     def _flap(self, step: Flap) -> None:
         """Down and up again; the hosts are those that have the role at the beginning."""
@@ -242,6 +248,10 @@ class Run:
                 )
             case "no-answer":
                 return "nobody answers for the served address", lambda: watch.silent_ms() > SILENT_MS
+            case "held-in-target":
+                return f"writes of {who} wait in its block layer and in the target", watch.held_in_target
+            case "held-in-socket":
+                return f"writes of {who} wait in its block layer and in its socket", watch.held_in_socket
             case "reads":
                 since = self._since_ms()
                 return "the reader is answered again", lambda: watch.reads_since(since)
@@ -299,10 +309,9 @@ class Run:
 
     def _assemble(self, end: End | None, distinct: bool | None, found: Event | None, ended_ms: float) -> History:
         observers, stage = self._observers, self._stage
-        assert observers.witness and observers.load
+        assert observers.load
         client = observers.clocks[stage.client].before
-        target = observers.clocks[stage.target].before
-        seen = observers.witness.events
+        watched = observers.watched()
         load_log, thief_log = self._fetch(observers.log("load")), self._fetch(observers.log("thief"))
         asker_log = self._fetch(observers.log("asker"))
         reader_log = self._fetch(observers.log("reader")) if observers.reader else None
@@ -325,15 +334,15 @@ class Run:
             distinct_clients=distinct,
             owner=gather.owner(observers.load.events, client),
             kernel_complaints=None if kernel_log is None else gather.complaints(kernel_log, self._marker()),
-            reservations=gather.reservations(seen, target),
-            stamps_seen=gather.stamps_seen(seen, target, observers.run),
+            reservations=tuple(each for seen in watched for each in gather.reservations(*seen)),
+            stamps_seen=tuple(each for seen in watched for each in gather.stamps_seen(*seen, observers.run)),
             stamp_writes=tuple(
                 write
                 for number, feed in observers.stampers
                 for write in gather.stamp_writes(feed.events, observers.clocks[stage.nodes[number]].before)
             ),
-            epochs=gather.epochs(seen, target),
-            witness=gather.witness(seen, target),
+            epochs=tuple(each for seen in watched for each in gather.epochs(*seen)),
+            witness=gather.witness(watched),
             conditions=tuple(self._conditions),
             recoveries=self._recoveries(),
             end=end,

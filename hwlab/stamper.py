@@ -16,33 +16,11 @@ import os
 import sys
 import threading
 import time
-import zlib
 
-STAMP_BASE = 3 << 20
-BLOCK = 4096
+from hwlab.stamps import BLOCK, STAMP_BASE, stamp, whole_disk
+
 REPORT_EVERY_NS = 200_000_000
 REFUSED_PAUSE_S = 0.2
-
-
-def stamp(run: str, number: int, n: int, real_ns: int) -> bytes:
-    """The text of one stamp: run, node number, count, wall clock, checksum."""
-    text = f"hactl-stamp 1 {run} {number} {n} {real_ns}"
-    return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
-
-
-def whole_disk(mount_point: str, mountinfo: str = "/proc/self/mountinfo", sysfs: str = "/sys/dev/block") -> str:
-    """The disk below the file system at `mount_point`: the parent of a partition, else the device itself; of a device
-    that joins several disks, the first of them."""
-    with open(mountinfo) as file:
-        devices = [line.split()[2] for line in file if line.split()[4] == mount_point]
-    if not devices:
-        raise SystemExit(f"nothing is mounted at {mount_point}")
-    folder = os.path.realpath(os.path.join(sysfs, devices[-1]))
-    while os.path.isdir(slaves := os.path.join(folder, "slaves")) and os.listdir(slaves):
-        folder = os.path.realpath(os.path.join(slaves, min(os.listdir(slaves))))
-    if os.path.exists(os.path.join(folder, "partition")):
-        folder = os.path.dirname(folder)
-    return "/dev/" + os.path.basename(folder)
 
 
 class Stamper:

@@ -107,6 +107,20 @@ class Topology:
     """Nodes that have everything installed, and are in no cluster at first."""
     witness: tuple[str, ...] = ()
     """Names of the LUNs that are the cluster's witness."""
+    slow_stamps_ms: int = 0
+    """How long the target takes for each write to the stamps' area; other writes are not slowed."""
+    multipath: bool = False
+    """Whether nodes run multipathd, so that the paths to a LUN become one dm device."""
+
+    @property
+    def sans(self) -> tuple[str, ...]:
+        """The storage networks, those whose names begin with `san`: the target has a portal on each that it is on."""
+        return tuple(network for network in self.networks if network.startswith(SAN))
+
+    def portals(self) -> tuple[str, ...]:
+        """The target's addresses on the storage networks."""
+        targets = self.with_role(Role.TARGET)
+        return tuple(host.addresses[san] for host in targets for san in self.sans if san in host.addresses)
 
     def with_role(self, role: Role) -> tuple[HostSpec, ...]:
         """The hosts of one kind, in the file's order."""
@@ -169,6 +183,8 @@ def parse(text: str, where: str) -> Topology:
         token_ms=table.take("token_ms", int, 0) or 0,
         spare=tuple(table.take("spare", list, [])),
         witness=tuple(table.take("witness", list, [])),
+        slow_stamps_ms=table.take("slow_stamps_ms", int, 0) or 0,
+        multipath=table.take_flag("multipath"),
     )
     table.finish()
     _check(topology, where)
@@ -190,6 +206,12 @@ class _Table:
         value = self._values.pop(key)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise TopologyError(f"{self.where}: `{key}` must be of type {kind.__name__}")
+        return value
+
+    def take_flag(self, key: str) -> bool:
+        value = self._values.pop(key, False)
+        if not isinstance(value, bool):
+            raise TopologyError(f"{self.where}: `{key}` must be true or false")
         return value
 
     def take_tables(self, key: str) -> list[_Table]:

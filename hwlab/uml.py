@@ -29,7 +29,7 @@ from hwlab.paths import cache_dir, runtime_dir, state_dir
 from hwlab.preconditions import preconditions
 from hwlab.protocols import Command, Disk, Host, LinkState, PowerState, Progress
 from hwlab.ssh import SshCommand, in_parallel
-from hwlab.topology import MGMT, SAN, HostSpec, Role, Topology
+from hwlab.topology import MGMT, HostSpec, Role, Topology
 from hwlab.umlkernel import ensure_kernel
 
 # A whole lab boots in about 12 s on two idle cores; a busy machine may take several times as long.
@@ -291,11 +291,14 @@ def kernel_words(lab: str, spec: HostSpec, topology: Topology) -> list[str]:
         f",mac={mac_address(spec.name, network)}"
         for index, network in enumerate(networks)
     ]
+    # "nompath" is the word of multipath-tools' udev rules for leaving every disk alone.
+    words.append("hwlab.multipath" if topology.multipath else "nompath")
     if target is not None:
-        words.append(f"hwlab.target={IQN_PREFIX}:{target.name},{target.addresses[SAN]}")
+        words.append(f"hwlab.target={','.join([f'{IQN_PREFIX}:{target.name}', *topology.portals()])}")
     if spec.role is Role.TARGET:
         initiators = [initiator_name(node.name) for node in topology.with_role(Role.NODE)]
         words.append(f"hwlab.initiators={','.join(initiators)}")
+        words.append(f"hwlab.slow={topology.slow_stamps_ms}")
         for number, lun in enumerate(topology.luns, start=1):
             words.append(f"ubd{number}={lun_file(lab, lun.name)}")
             words.append(f"hwlab.lun={lun.name},{lun.serial},/dev/ubd{chr(ord('a') + number)}")

@@ -67,15 +67,6 @@ def events(json_wanted: bool, follow: bool) -> None:
 
 
 @click.command()
-@click.argument("volume", required=False)
-@json_option
-def keys(volume: str | None, json_wanted: bool) -> None:
-    """Every reservation key on the volumes' disks, and what each one means."""
-    each = ask("keys", volume=volume or "")
-    render.show(each, render.keys(each), json_wanted)
-
-
-@click.command()
 @config_option
 @json_option
 def timing(config: Path, json_wanted: bool) -> None:

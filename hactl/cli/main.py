@@ -6,10 +6,11 @@ import click
 
 from hactl import __version__
 from hactl.cli.changecmd import key
-from hactl.cli.clustercmd import events, fence, history, keys, status, timing, unfence, watch
+from hactl.cli.clustercmd import events, fence, history, status, timing, unfence, watch
 from hactl.cli.corosynccmd import corosync_conf
 from hactl.cli.diskcmd import check, volume_add
 from hactl.cli.initcmd import init
+from hactl.cli.keyscmd import keys
 from hactl.cli.nodecmd import node
 from hactl.cli.volumecmd import volume
 from hactl.cli.witnesscmd import witness

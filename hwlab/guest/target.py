@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 """Build the lab's LIO target from the kernel command line.
 
-    hwlab.target=IQN,PORTAL          one target, one portal group
+    hwlab.target=IQN,PORTAL,…        one target, one portal group for each portal: as many target ports
     hwlab.lun=NAME,SERIAL,DEVICE     once per logical unit, in the order of LUN numbers
+    hwlab.slow=MS                    so long takes a write to the area of the drills' stamps (0: as long as it takes)
     hwlab.initiators=IQN,IQN,…       the lab's nodes; other initiators get in too
 
 The order of steps is the point of this file:
@@ -14,7 +15,7 @@ The order of steps is the point of this file:
    a power loss of the target the file would be empty and the reservations gone, which is not what a
    disk that promised APTPL does.
 3. Backstores are created with a fixed serial, so that rtslib finds their APTPL file and hands it back to
-   the kernel, before any initiator can log in: the portal group is enabled last.
+   the kernel, before any initiator can log in: the portal groups are enabled last.
 4. The nodes have explicit ACLs although the target lets everybody in: the kernel puts a reservation that it
    was handed back into force when the ACL of its holder is made. Without one that would be at the holder's next login,
    and a holder that is down would leave its disk open to everybody's writes after a restart of the target.
@@ -23,8 +24,11 @@ The order of steps is the point of this file:
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 PR_DIR = Path("/etc/target/pr")
+VOLATILE = PR_DIR.parent / "volatile"
+"""While this file is there, a restart loses all reservations, as on a target that keeps none (fault `volatile`)."""
 
 
 def words(name: str) -> list[list[str]]:
@@ -34,9 +38,42 @@ def words(name: str) -> list[list[str]]:
     return [item.removeprefix(prefix).split(",") for item in items if item.startswith(prefix)]
 
 
+def slowed(name: str, device: str, delay_ms: int) -> str:
+    """The device, with every write to its fourth MiB delayed: it waits in the target as it would in a busy array."""
+    if not delay_ms:
+        return device
+    sectors = int(Path(f"/sys/class/block/{Path(device).name}/size").read_text())
+    table = (
+        f"0 6144 linear {device} 0\n"
+        f"6144 2048 delay {device} 6144 0 {device} 6144 {delay_ms}\n"
+        f"8192 {sectors - 8192} linear {device} 8192\n"
+    )
+    subprocess.run(["modprobe", "-a", "dm-mod", "dm-delay"], check=True)
+    subprocess.run(["dmsetup", "create", name, "--noudevsync"], input=table, text=True, check=True)
+    return f"/dev/mapper/{name}"
+
+
+def make_group(rtslib_fb: Any, target: Any, tag: int, portal: str, stores: list[Any]) -> Any:
+    """A portal group with one portal, through which every initiator sees every logical unit."""
+    group = rtslib_fb.TPG(target, tag)
+    luns = [rtslib_fb.LUN(group, number, store) for number, store in enumerate(stores)]
+    for initiator in [iqn for iqns in words("hwlab.initiators") for iqn in iqns]:
+        acl = rtslib_fb.NodeACL(group, initiator)
+        for lun in luns:
+            rtslib_fb.MappedLUN(acl, lun.lun, lun)
+    group.set_attribute("authentication", "0")
+    group.set_attribute("demo_mode_write_protect", "0")
+    group.set_attribute("generate_node_acls", "1")
+    group.set_attribute("cache_dynamic_acls", "1")
+    rtslib_fb.NetworkPortal(group, portal, 3260)
+    return group
+
+
 def main() -> int:
-    [(iqn, portal)] = words("hwlab.target")
+    [(iqn, *portals)] = words("hwlab.target")
     PR_DIR.mkdir(parents=True, exist_ok=True)
+    for saved in list(PR_DIR.iterdir()) if VOLATILE.exists() else ():
+        saved.unlink()
     subprocess.run(["chattr", "+S", str(PR_DIR), *map(str, PR_DIR.iterdir())], check=True)
     subprocess.run(["modprobe", "-a", "target_core_mod", "target_core_iblock", "iscsi_target_mod"], check=True)
 
@@ -50,21 +87,15 @@ def main() -> int:
         return 1
 
     target = rtslib_fb.Target(rtslib_fb.FabricModule("iscsi"), iqn)
-    group = rtslib_fb.TPG(target, 1)
-    luns = []
-    for number, (name, serial, device) in enumerate(words("hwlab.lun")):
-        store = rtslib_fb.BlockStorageObject(name, dev=device, wwn=serial)
-        luns.append(rtslib_fb.LUN(group, number, store))
-    for initiator in [iqn for iqns in words("hwlab.initiators") for iqn in iqns]:
-        acl = rtslib_fb.NodeACL(group, initiator)
-        for lun in luns:
-            rtslib_fb.MappedLUN(acl, lun.lun, lun)
-    group.set_attribute("authentication", "0")
-    group.set_attribute("demo_mode_write_protect", "0")
-    group.set_attribute("generate_node_acls", "1")
-    group.set_attribute("cache_dynamic_acls", "1")
-    rtslib_fb.NetworkPortal(group, portal, 3260)
-    group.enable = True
+    [[slow]] = words("hwlab.slow") or [["0"]]
+    delay_ms = int(slow)
+    stores = [
+        rtslib_fb.BlockStorageObject(name, dev=slowed(name, device, delay_ms), wwn=serial)
+        for name, serial, device in words("hwlab.lun")
+    ]
+    groups = [make_group(rtslib_fb, target, tag, portal, stores) for tag, portal in enumerate(portals, start=1)]
+    for group in groups:
+        group.enable = True
     return 0
 
 

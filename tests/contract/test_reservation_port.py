@@ -1,9 +1,11 @@
-"""The contract of fencing/contract.py over the fake; tests/lab/test_fencing_contract.py runs it over LIO."""
+"""The contract of fencing/contract.py over the fake, and over paths to it; tests/lab runs it over LIO."""
 
 import pytest
 
 from fencing.contract import CASES, Rig, outcome, random_operations
-from fencing.fake import FakeLogicalUnit, WriteState
+from fencing.fake import FakeLogicalUnit, FakePort, WriteState
+from fencing.model import Registrant, ReservationState
+from fencing.paths import MultipathPort
 from fencing.port import ReservationPort
 
 NEXUSES = (b"n1", b"n2", b"n3")
@@ -26,6 +28,70 @@ def fake_rig() -> Rig:
 @pytest.mark.parametrize("name", CASES)
 def test_fake_keeps_the_contract(name: str) -> None:
     CASES[name](fake_rig())
+
+
+COUNTED = ("a_registration_raises_the_generation_by_one",)
+"""What is one registration through one path is one for each of several."""
+
+
+class Paths:
+    """The paths of one node to a fake unit."""
+
+    def __init__(self, unit: FakeLogicalUnit, node: bytes, count: int) -> None:
+        self._paths = [SomePath(unit, node + b"/%d" % number) for number in range(count)]
+
+    def expect(self, key: int) -> None:
+        pass
+
+    def paths(self) -> "list[SomePath]":
+        return self._paths
+
+    def close(self) -> None:
+        pass
+
+
+class SomePath(FakePort):
+    @property
+    def device(self) -> str:
+        return self.nexus.decode()
+
+    def retire(self) -> None:
+        raise AssertionError("no path fails here")
+
+
+class NodesNotPaths(MultipathPort):
+    """Reads as a device with one path for each node would: registrants of one node with one key are one."""
+
+    def read(self) -> ReservationState:
+        state = super().read()
+        nodes: dict[tuple[bytes, int], bool] = {}
+        for each in state.registrants:
+            node = each.nexus.partition(b"/")[0], each.key
+            nodes[node] = nodes.get(node, False) or each.holder
+        found = tuple(Registrant(key=key, holder=held, nexus=node) for (node, key), held in nodes.items())
+        return ReservationState(generation=state.generation, registrants=found, type=state.type)
+
+
+def multipath_rig(paths: int) -> Rig:
+    unit = FakeLogicalUnit()
+
+    def may_write(nexus: int) -> bool:
+        """Down whichever path: dm chooses."""
+        allowed = {unit.may_write(NEXUSES[nexus] + b"/%d" % number) for number in range(paths)}
+        assert len(allowed) == 1, "some paths of a node write, and some do not"
+        return allowed.pop()
+
+    first, second, third = (NodesNotPaths("fake", Paths(unit, nexus, paths)) for nexus in NEXUSES)
+    ports: tuple[ReservationPort, ReservationPort, ReservationPort] = (first, second, third)
+    return Rig(ports=ports, may_write=may_write)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("paths", [1, 2, 3])
+def test_several_paths_keep_the_contract_as_one_does(name: str, paths: int) -> None:
+    if paths > 1 and name in COUNTED:
+        pytest.skip("counts registrations, and each path has one")
+    CASES[name](multipath_rig(paths))
 
 
 def test_reset_frees_a_device_that_others_hold() -> None:

@@ -156,6 +156,39 @@ def test_a_fault_of_the_host_itself_is_a_script_for_its_interface(kind: str, wor
     assert words in calls[-1]
 
 
+def two_paths(calls: list[str]) -> Host:
+    links = {name: FakeLink(calls, name) for name in ("lan", "san", "sanb")}
+    return replace(fake_host(calls), links=links)
+
+
+@pytest.mark.parametrize(
+    ("kind", "effects"),
+    [
+        ("cut-storage", ["san.cut", "sanb.cut"]),
+        ("heal-storage", ["san.heal", "sanb.heal"]),
+        ("cut-path", ["sanb.cut"]),
+    ],
+)
+def test_of_two_storage_networks_one_is_a_path_and_both_are_the_storage(kind: str, effects: list[str]) -> None:
+    calls: list[str] = []
+    inject(kind, two_paths(calls))
+    assert calls == effects
+
+
+def test_a_path_is_renewed_by_the_session_on_its_own_network() -> None:
+    calls: list[str] = []
+    inject("renew-path", two_paths(calls))
+    assert len(calls) == 1 and '*" dev sanb "*' in calls[0] and "--logout" in calls[0] and "--login" in calls[0]
+
+
+@pytest.mark.parametrize("kind", ["cut-path", "renew-path"])
+def test_the_only_path_cannot_be_lost_as_one_of_two(kind: str) -> None:
+    calls: list[str] = []
+    with pytest.raises(LabError, match="one path"):
+        inject(kind, fake_host(calls))
+    assert calls == []
+
+
 def test_a_node_that_is_alone_cannot_be_cut_from_the_others() -> None:
     calls: list[str] = []
     with pytest.raises(LabError, match="no other nodes"):

@@ -17,6 +17,8 @@ def test_code_units_and_wrapper_are_in_their_places() -> None:
     assert "opt/hactl/lib/fencing/__init__.py" in names
     assert "etc/systemd/system/hactld.service" in names
     assert names["usr/bin/hactl"].mode & 0o111
+    assert names["usr/lib/hactl/path-gate"].mode & 0o111
+    assert "etc/udev/rules.d/59-hactl-paths.rules" in names
     assert all(member.uid == 0 and member.isfile() for member in names.values())
 
 

@@ -220,6 +220,36 @@ def test_a_write_under_way_may_land_until_the_new_owner_wrote_its_label(
     assert judge(changed).late_writes == late
 
 
+def with_block(base: Any, *, landed_late: bool, refused: bool) -> dict[str, Any]:
+    """Block 17 is node 1's too: one write landed in time, one came after the fence."""
+    fenced_ms = 11_200.0
+    seen = [
+        StampSeen(device=LUN, at_ms=9000, node=17, n=0),
+        StampSeen(device=LUN, at_ms=fenced_ms + 3, node=17, n=1),
+        StampSeen(device=LUN, at_ms=20_000, node=17, n=2 if landed_late else 1),
+    ]
+    writes = [StampWrite(node=17, n=1, submit_ms=9000, done_ms=9_800)]
+    if refused:
+        writes.append(StampWrite(node=17, n=2, submit_ms=9_900, done_ms=16_000, error="Invalid exchange"))
+    return {"stamps_seen": (*base.stamps_seen, *seen), "stamp_writes": (*base.stamp_writes, *writes)}
+
+
+def test_each_block_of_a_node_is_judged_by_itself(history: Any) -> None:
+    wanted = replace(history().wanted, old_owner_must_try=True)
+    well = history(wanted=wanted, **with_block(history(), landed_late=False, refused=True))
+    result = judge(well)
+    assert (result.verdict, result.late_writes, result.refused_writes) == (Verdict.VALID, 0, 2)
+    late = judge(history(wanted=wanted, **with_block(history(), landed_late=True, refused=True)))
+    assert (late.verdict, late.late_writes) == (Verdict.INVALID, 1)
+
+
+def test_a_block_of_which_nothing_was_refused_was_not_tested(history: Any) -> None:
+    wanted = replace(history().wanted, old_owner_must_try=True)
+    result = judge(history(wanted=wanted, **with_block(history(), landed_late=False, refused=False)))
+    assert result.verdict is Verdict.UNKNOWN
+    assert any("block 17" in reason.what for reason in result.reasons)
+
+
 def test_stamps_of_a_new_lawful_ownership_are_not_late(history: Any) -> None:
     again = 0xABCDE << 44 | 1 << 32 | 6
     back = Reservation(

@@ -8,6 +8,8 @@ import pytest
 from hwlab.drillfile import DrillError, Expect, Fault, Flap, Reader, Watch, load_drill, names, parse
 from hwlab.faults import FAULTS
 from hwlab.run import REPAIRS
+from hwlab.topology import Role
+from hwlab.topology import load as load_topology
 
 GOOD: dict[str, Any] = {
     "name": "d",
@@ -32,17 +34,33 @@ def test_all_drills_that_ship_can_be_read() -> None:
         "hang-daemon",
         "kill-controller",
         "kill-primary",
+        "late-write",
+        "late-write-socket",
+        "path-loss",
+        "path-return-new-isid",
         "pause-primary",
         "planned-move",
         "power-cycle",
         "stale-read",
         "starved",
         "stop-node",
+        "target-power-loss",
+        "target-power-loss-volatile",
         "two-node-split",
     ]
     for name in names():
         drill = load_drill(name)
         assert drill.steps and drill.about.strip()
+
+
+def test_a_drill_that_needs_paths_names_a_topology_with_two_for_every_node() -> None:
+    for name in names():
+        drill = load_drill(name)
+        kinds = {step.kind for step in (*drill.prepare, *drill.steps) if isinstance(step, Fault)}
+        if kinds & {"cut-path", "renew-path"}:
+            topology, _ = load_topology(drill.topology)
+            assert topology.multipath and len(topology.portals()) == 2
+            assert all(set(topology.sans) <= set(host.addresses) for host in topology.with_role(Role.NODE))
 
 
 def test_a_drill_in_which_the_old_owner_lives_on_insists_that_its_late_writes_are_tried() -> None:

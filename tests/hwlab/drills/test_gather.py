@@ -77,3 +77,15 @@ def test_status_of_a_volume_that_is_not_served_names_no_server() -> None:
     assert (status.server, status.following, status.ready, status.leader) == ("", "", ("n2",), "")
     served = parse_status({"nodes": nodes, "volumes": [{**volume, "state": "serving"}]}, "v1")
     assert served.server == "n1"
+
+
+def test_the_witnesses_of_two_lives_of_the_target_are_one() -> None:
+    later = Clock(host="san1", boot="c", mono_offset_ms=-9000, wall_offset_ms=0, uncertainty_ms=1)
+    first = [{"t": "started", "at": 2_000_000_000}, {"t": "alive", "at": 3_000_000_000, "gap_ns": 4_000_000}]
+    second = [{"t": "started", "at": 500_000_000}, {"t": "final", "at": 900_000_000, "gap_ns": 7_000_000}]
+    seen = gather.witness([(first, CLOCK), (second, later)])
+    assert seen is not None
+    assert (seen.started_ms, seen.ended_ms, seen.gap_ms_max) == (1000, 9900, 7)
+    died = gather.witness([(first, CLOCK), (second[:1], later)])
+    assert died is not None and died.ended_ms is None
+    assert gather.witness([]) is None and gather.witness([([], CLOCK), (second, later)]) is None

@@ -97,6 +97,7 @@ class World:
         self.recoveries: list[dict[str, object]] = []
         self.healed = 0
         self.faults: list[str] = []
+        self.witnesses: list[subprocess.Popen[bytes]] = []
         self.disk = folder / "disk"
         self.disk.write_bytes(b"\0" * (4 << 20))
         self.fence_file = folder / "fenced"
@@ -139,6 +140,8 @@ class World:
         if "nfsd/clients" in words:
             shown = ["10.77.1.21:900", "10.77.1.22:901"]
             return self._say("".join(f'clientid: 0x{n}\naddress: "{a}"\n' for n, a in enumerate(shown)))
+        if words == "systemctl is-active --quiet hwlab-target.service":
+            return Done(returncode=0 if self.flaw != "target stays down" else 3, stdout=b"", stderr=b"")
         if words == "dmesg":
             return self._say((self.folder / "kmsg").read_text())
         if "/dev/kmsg" in words:
@@ -152,12 +155,16 @@ class World:
             argv = [*argv, "--core", str(self.folder / "core")]
         pipe = subprocess.PIPE
         started = subprocess.Popen([sys.executable, *argv[1:]], stdin=pipe, stdout=pipe, stderr=pipe)
+        if "--numbers" in argv:
+            self.witnesses.append(started)
         if any(word.endswith("-load.log") for word in argv):
             self.load = started
         return started
 
     def fault(self, kind: str, host: str) -> None:
         self.faults.append(f"{kind} {host}")
+        if (kind, host) == ("kill", self.target):
+            self.witnesses[-1].kill()
         if kind in ("cut-from-nodes", "heal"):
             (self.folder / "server").write_text("" if kind == "cut-from-nodes" else str(self.server))
         if kind == "pause" and self.flaw != "no takeover":
@@ -269,6 +276,28 @@ def test_a_takeover_that_keeps_all_promises_is_valid_twice_in_a_row(
     assert [phase["name"] for phase in run["phases"]][:4] == ["detect", "decide", "fence", "mount"]
     assert "test: valid (2 valid, 0 invalid, 0 unknown" in capsys.readouterr().out
     assert (world.folder / "out" / "latest" / "report.html").is_file()
+
+
+TARGET_LOSS = DRILL.replace(
+    '[[step]]\nfault = "resume"',
+    '[[step]]\nfault = "kill"\non = "target"\n[[step]]\nfault = "power-on"\non = "target"\n[[step]]\nfault = "resume"',
+)
+
+
+def test_a_target_that_loses_its_power_is_watched_again(play: Callable[..., tuple[Exit, World]]) -> None:
+    code, world = play(text=TARGET_LOSS)
+    assert code is Exit.VALID, reasons(world)
+    assert len(world.witnesses) == 2
+    assert report(world)["runs"][0]["refused_writes"] > 0  # type: ignore[index]
+
+
+def test_a_target_that_does_not_come_back_leaves_nothing_to_judge_by(
+    play: Callable[..., tuple[Exit, World]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observers, "BACK_S", 0.3)
+    code, world = play("target stays down", text=TARGET_LOSS)
+    assert code is Exit.UNKNOWN
+    assert "nobody watches san1 after its restart" in reasons(world)
 
 
 def test_a_takeover_that_left_out_the_preempt_is_invalid(play: Callable[..., tuple[Exit, World]]) -> None:

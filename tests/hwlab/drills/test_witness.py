@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hwlab import stamper, witness
+from hwlab import latewriter, stamper, stamps, witness
 
 NONE = "No SPC-3 Reservation holder\n"
 NEXUS = "iqn.2026-11.org.hactl:n1,i,0x00023d000001"
@@ -123,7 +123,7 @@ def test_stamps_count_up_in_the_nodes_own_block(disk: Path, capsys: pytest.Captu
     first.write()
     first.write()
     second.write()
-    data = disk.read_bytes()[stamper.STAMP_BASE :]
+    data = disk.read_bytes()[stamps.STAMP_BASE :]
     assert witness.parse_stamp(data[4096:8192]) == ("r1", 2)
     assert witness.parse_stamp(data[8192:12288]) == ("r1", 1)
     assert witness.parse_stamp(data[:4096]) == ("", 0)
@@ -153,6 +153,50 @@ def test_the_whole_disk_is_found_below_a_mounted_partition(tmp_path: Path) -> No
     (sysfs / "8:2").symlink_to(part)
     mounts = tmp_path / "mountinfo"
     mounts.write_text("36 25 8:2 / /srv/v1 rw shared:1 - ext4 /dev/sda2 rw\n")
-    assert stamper.whole_disk("/srv/v1", str(mounts), str(sysfs)) == "/dev/sda"
+    assert stamps.whole_disk("/srv/v1", str(mounts), str(sysfs)) == "/dev/sda"
     with pytest.raises(SystemExit, match="nothing is mounted at /srv/v2"):
-        stamper.whole_disk("/srv/v2", str(mounts), str(sysfs))
+        stamps.whole_disk("/srv/v2", str(mounts), str(sysfs))
+
+
+def test_the_disk_below_a_partition_of_a_multipath_device_is_that_device(tmp_path: Path) -> None:
+    """Its stamps would else go to the middle of the file system."""
+    sysfs = tmp_path / "dev"
+    sysfs.mkdir()
+    head, part = tmp_path / "devices/dm-0", tmp_path / "devices/dm-2"
+    for folder, uuid in ((head, "mpath-36001405"), (part, "part2-mpath-36001405")):
+        (folder / "dm").mkdir(parents=True)
+        (folder / "dm/uuid").write_text(uuid + "\n")
+    (part / "slaves").mkdir()
+    (part / "slaves/dm-0").symlink_to(head)
+    (sysfs / "254:2").symlink_to(part)
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("36 25 254:2 / /srv/v1 rw shared:1 - ext4 /dev/mapper/36001405-part2 rw\n")
+    assert stamps.whole_disk("/srv/v1", str(mounts), str(sysfs)) == "/dev/dm-0"
+
+
+def test_writes_through_the_cache_are_synced_only_after_a_freeze(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(4 << 20))
+    slot = latewriter.Slot(str(disk), "r1", 16, 0)
+    clock = iter([0, 10**7, 2 * 10**7, 5 * 10**9, 5 * 10**9 + 1])
+    waits = iter([False, False, False, False, True])
+    monkeypatch.setattr(latewriter.STOP, "wait", lambda timeout: next(waits))
+    monkeypatch.setattr(latewriter.time, "monotonic_ns", lambda: next(clock, 6 * 10**9))
+    monkeypatch.setattr(slot, "write", lambda: (setattr(slot, "n", slot.n + 1), (7, "ok"))[1])
+    monkeypatch.setattr(slot, "sync", lambda: "Input/output error")
+    latewriter.cached(slot)
+    told = [event for event in events(capsys) if event["t"] == "stamps"]
+    assert len(told) == 1, "nothing is told, or synced, before the freeze"
+    assert [(row[0], row[3]) for row in told[0]["rows"]] == [(1, "Input/output error"), (2, "Input/output error")]  # type: ignore[attr-defined]
+
+
+def test_what_an_iscsi_socket_has_not_sent_is_counted() -> None:
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    lines = (
+        "   0: 0B024D0A:A1B2 0A024D0A:0CBC 01 00001000:00000000 01:00000014 00000000     0        0 1 1\n"
+        "   1: 0B024D0A:A1B4 0A024D0A:0CBC 01 00000010:00000000 01:00000014 00000000     0        0 1 1\n"
+        "   2: 0B024D0A:0016 0A024D0A:9999 01 00005000:00000000 01:00000014 00000000     0        0 1 1\n"
+    )
+    assert latewriter.unsent(head + lines) == 0x1010
