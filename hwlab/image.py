@@ -43,6 +43,8 @@ ROOT_SIZE = "2G"
 PLACES: Mapping[str, tuple[str, int]] = {
     "boot.sh": ("usr/lib/hwlab/boot.sh", 0o755),
     "iscsi-login.sh": ("usr/lib/hwlab/iscsi-login.sh", 0o755),
+    "nvme-connect.sh": ("usr/lib/hwlab/nvme-connect.sh", 0o755),
+    "nvmet.py": ("usr/lib/hwlab/nvmet.py", 0o644),
     "target.py": ("usr/lib/hwlab/target.py", 0o755),
     "multipath.conf": ("etc/multipath.conf", 0o644),
     "iscsid.conf": ("etc/iscsi/iscsid.conf", 0o600),
@@ -51,11 +53,11 @@ PLACES: Mapping[str, tuple[str, int]] = {
     "system.conf": ("etc/systemd/system.conf.d/hwlab.conf", 0o644),
     "sshd.conf": ("etc/ssh/sshd_config.d/hwlab.conf", 0o644),
 }
-ENABLED = ("hwlab-boot", "hwlab-modules", "hwlab-node", "hwlab-target", "multipathd", "ssh")
+ENABLED = ("hwlab-boot", "hwlab-modules", "hwlab-node", "hwlab-nvme", "hwlab-target", "multipathd", "ssh")
 
 # Parts of the keys: raise one when the code below builds something else from the same inputs.
 _BASE_RECIPE = 1
-_IMAGE_RECIPE = 1
+_IMAGE_RECIPE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +112,7 @@ def gather_inputs() -> Inputs:
     version = _output(["dpkg-query", "--show", "--showformat=${Version}", "user-mode-linux"])
     files = {path.name: path.read_bytes() for path in sorted(GUEST_DIR.iterdir()) if path.is_file()}
     return Inputs(
-        suite=_host_suite(),
+        suite=host_suite(),
         kernel_version=version,
         packages=words_of(files["packages.txt"].decode()),
         dependencies=project_dependencies(),
@@ -214,13 +216,13 @@ class _Builder:
                 "mmdebstrap", "--mode=root", "--variant=minbase",
                 f"--include={','.join(self._inputs.packages)}",
                 '--aptopt=Acquire::Languages "none"',
-                *(f"--aptopt={option}" for option in _apt_options()),
+                *(f"--aptopt={option}" for option in apt_options()),
                 "--dpkgopt=force-unsafe-io",
                 "--dpkgopt=path-exclude=/usr/share/man/*",
                 "--dpkgopt=path-exclude=/usr/share/locale/*",
                 "--dpkgopt=path-exclude=/usr/share/doc/*",
                 "--skip=check/empty",
-                self._inputs.suite, str(tree), _mirror(self._inputs.suite),
+                self._inputs.suite, str(tree), mirror(self._inputs.suite),
             ]
         )  # fmt: skip
         self._say("copying the kernel's modules")
@@ -278,6 +280,9 @@ class _Builder:
         generators.mkdir()
         for generator in (tree / "lib/systemd/system-generators").iterdir():
             (generators / generator.name).symlink_to("/dev/null")
+        # A program per interface that would note what iSCSI boot firmware says of it: there is none.
+        (tree / "etc/udev/rules.d").mkdir(parents=True, exist_ok=True)
+        (tree / "etc/udev/rules.d/70-iscsi-network-interface.rules").symlink_to("/dev/null")
         # The boot unit names the interfaces; udev has nothing to add.
         (tree / "etc/systemd/network/99-default.link").symlink_to("/dev/null")
         self._run(["chroot", str(tree), "systemctl", "--quiet", "enable", *ENABLED])
@@ -332,7 +337,7 @@ def _output(argv: Sequence[str]) -> str:
     return result.stdout.strip()
 
 
-def _host_suite() -> str:
+def host_suite() -> str:
     """The hosts run the same Debian release as this machine: UML's kernel comes from it too."""
     values = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     if values.get("ID") != "debian" or "VERSION_CODENAME" not in values:
@@ -340,7 +345,7 @@ def _host_suite() -> str:
     return values["VERSION_CODENAME"].strip('"')
 
 
-def _mirror(suite: str) -> str:
+def mirror(suite: str) -> str:
     """The archive that this machine's apt takes the release from."""
     lines = _output(
         ["apt-get", "indextargets", "--format", "$(REPO_URI)|$(RELEASE)|$(COMPONENT)", "Created-By: Packages"]
@@ -352,7 +357,7 @@ def _mirror(suite: str) -> str:
     raise LabError(f"apt knows no source for {suite} main: check /etc/apt and run apt-get update")
 
 
-def _apt_options() -> list[str]:
+def apt_options() -> list[str]:
     """Options of this machine's apt that decide whether it can reach and accept its mirror."""
     wanted = ("proxy", "check-valid-until", "check-date")
     dump = _output(["apt-config", "dump", "Acquire"]).splitlines()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hwlab import netns, record, uml
+from hwlab import locallab, netns, record
 from hwlab.errors import LabError
+from hwlab.locallab import LocalLab
 from hwlab.protocols import Lab, Progress
 from hwlab.sshlab import SshLab
 from hwlab.topology import Topology, load, parse
-from hwlab.uml import UmlLab
 
-DRIVERS: Mapping[str, Callable[[str, Topology, str], Lab]] = {"uml": UmlLab, "ssh": SshLab}
+DRIVERS: Mapping[str, Callable[[str, Topology, str], Lab]] = {"uml": LocalLab, "qemu": LocalLab, "ssh": SshLab}
 
 
 def open_lab(name: str, topology: str | None = None) -> Lab:
@@ -41,6 +41,6 @@ def remove_lab(name: str, progress: Progress) -> None:
     try:
         lab = open_lab(name)
     except LabError:
-        uml.remove(name, progress)
+        locallab.remove(name, progress)
     else:
         lab.down(progress)

@@ -20,23 +20,31 @@ from hwlab.paths import cache_dir, state_root
 
 # What `make` installs on the machine that runs the lab.
 HOST_PACKAGES = (
+    "busybox-static",
     "corosync",  # for tests/contract/test_engine_port.py, which runs it in network namespaces; a lab has its own
     "e2fsprogs",
     "iproute2",
+    "kmod",
     "mmdebstrap",
     "openssh-client",
     "python3-venv",
+    "qemu-system-x86",
+    "qemu-utils",
     "user-mode-linux",
     "util-linux",
 )
 
 # Programs of those packages, looked for before the first use.
 TOOLS = {
+    "busybox": "busybox-static",
+    "depmod": "kmod",
     "ip": "iproute2",
     "linux.uml": "user-mode-linux",
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "nsenter": "util-linux",
+    "qemu-img": "qemu-utils",
+    "qemu-system-x86_64": "qemu-system-x86",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
 }

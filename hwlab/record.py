@@ -16,10 +16,14 @@ from hwlab.paths import state_dir, state_root
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """`topology`: its text. `image`: key of the image its disks lie above, empty for hosts that exist already."""
+    """`topology`: its text. `image`: key of the image its disks lie above, empty for hosts that exist already.
+
+    `kernel`: version of the Debian kernel that its QEMU hosts boot, empty where there are none.
+    """
 
     topology: str
     image: str
+    kernel: str = ""
 
 
 def recorded_labs() -> list[str]:

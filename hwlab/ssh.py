@@ -23,18 +23,26 @@ R = TypeVar("R")
 # ssh's own status for "no connection"; a remote command can return it too, but ours do not.
 SSH_FAILED = 255
 
+# For a host whose processor is a real one; key exchange takes most of it.
+HANDSHAKE_S = 3
 CONNECT_TIMEOUT_S = 10.0
 
 
 def ssh_argv(
-    destination: str, *, key_file: Path | None, control: Path, prefix: Sequence[str] = (), options: Sequence[str] = ()
+    destination: str,
+    *,
+    key_file: Path | None,
+    control: Path,
+    prefix: Sequence[str] = (),
+    options: Sequence[str] = (),
+    handshake_s: int = HANDSHAKE_S,
 ) -> list[str]:
     """The command line of ssh up to (without) the remote command.
 
     `prefix` comes before ssh (a lab in a network namespace puts its nsenter there). Host keys are not checked
     in a lab that was made a minute ago (`key_file` given); on real hosts the user's ssh configuration decides.
     """
-    argv = [*prefix, "ssh", "-T", "-S", str(control), "-o", "BatchMode=yes", "-o", "ConnectTimeout=3"]
+    argv = [*prefix, "ssh", "-T", "-S", str(control), "-o", "BatchMode=yes", "-o", f"ConnectTimeout={handshake_s}"]
     if key_file is not None:
         argv += [
             "-F", "none", "-i", str(key_file), "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR",
@@ -47,13 +55,26 @@ class SshCommand:
     """`hwlab.protocols.Command` by the system's ssh."""
 
     def __init__(
-        self, host: str, destination: str, *, key_file: Path | None, control: Path, prefix: Sequence[str] = ()
+        self,
+        host: str,
+        destination: str,
+        *,
+        key_file: Path | None,
+        control: Path,
+        prefix: Sequence[str] = (),
+        handshake_s: int = HANDSHAKE_S,
     ) -> None:
         self._host = host
+        self._connect_timeout_s = max(CONNECT_TIMEOUT_S, 2.0 * handshake_s)
         self._control = control
         self._lock = threading.Lock()
         self._argv = ssh_argv(
-            destination, key_file=key_file, control=control, prefix=prefix, options=["-o", "ControlMaster=no"]
+            destination,
+            key_file=key_file,
+            control=control,
+            prefix=prefix,
+            handshake_s=handshake_s,
+            options=["-o", "ControlMaster=no"],
         )
         # The kept connection gets no pipe of ours: whoever reads one would wait for its end.
         self._master_argv = ssh_argv(
@@ -61,6 +82,7 @@ class SshCommand:
             key_file=key_file,
             control=control,
             prefix=prefix,
+            handshake_s=handshake_s,
             options=[
                 "-M", "-N", "-f", "-o", "ControlPersist=yes",
                 # Streams of a paused host must go on after the thaw; `forget` is for a host that lost its power.
@@ -126,7 +148,7 @@ class SshCommand:
                 subprocess.run([*self._argv, "-O", "exit"], stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
                 self._control.unlink(missing_ok=True)
 
-    def _connect(self, timeout_s: float = CONNECT_TIMEOUT_S) -> bool:
+    def _connect(self, timeout_s: float | None = None) -> bool:
         """Make sure of the kept connection; without one, ssh itself tries anew for each command."""
         with self._lock:
             if _listens(self._control):
@@ -139,7 +161,7 @@ class SshCommand:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    timeout=min(timeout_s, CONNECT_TIMEOUT_S),
+                    timeout=min(timeout_s or self._connect_timeout_s, self._connect_timeout_s),
                 )
             except subprocess.TimeoutExpired:
                 return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,6 +23,11 @@ TOPOLOGY_DIR = PACKAGE_DIR / "topologies"
 MGMT = "mgmt"
 LAN = "lan"
 SAN = "san"
+ISCSI = "iscsi"
+NVME = "nvme"
+
+# Drivers whose hosts are guests of this machine: one lab may have several.
+LOCAL_DRIVERS = frozenset({"uml", "qemu"})
 
 # A tap device is named HOST-NETWORK and an interface's name may have 15 bytes.
 _NAME = re.compile(r"[a-z][a-z0-9]{0,7}")
@@ -37,11 +43,15 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostSpec:
-    """One host. `addresses`: network name -> address. `ssh`, `interfaces`: only for hosts that exist already."""
+    """One host. `addresses`: network name -> address. `ssh`, `interfaces`: only for hosts that exist already.
+
+    `driver`: what makes this host; a topology's hosts may differ.
+    """
 
     name: str
     role: Role
     addresses: Mapping[str, str]
+    driver: str = ""
     memory_mb: int = 384
     ssh: str | None = None
     interfaces: Mapping[str, str] = field(default_factory=dict)
@@ -54,15 +64,25 @@ class LunSpec:
     name: str
     size_mb: int
     serial: str
+    transport: str = ISCSI
+
+    @property
+    def uuid(self) -> uuid.UUID:
+        """Of an NVMe namespace: the first 32 digits of the serial."""
+        return uuid.UUID(self.serial[:32].ljust(32, "0"))
 
     @property
     def wwid(self) -> str:
-        """As in sysfs: NAA 6, LIO's company id 001405, then 25 digits of the serial."""
+        """As in sysfs: of SCSI NAA 6, LIO's company id 001405, then 25 digits of the serial; of NVMe the UUID."""
+        if self.transport == NVME:
+            return f"uuid.{self.uuid}"
         return f"naa.6001405{self.serial.lower()[:25].ljust(25, '0')}"
 
     @property
     def device(self) -> str:
         """The path at which every node sees it."""
+        if self.transport == NVME:
+            return f"/dev/disk/by-id/nvme-{self.wwid}"
         return f"/dev/disk/by-id/wwn-0x{self.wwid.removeprefix('naa.')}"
 
 
@@ -98,6 +118,10 @@ class Topology:
     hosts: tuple[HostSpec, ...]
     luns: tuple[LunSpec, ...]
     volume: VolumeSpec | None = None
+    transport: str = ISCSI
+    """How nodes reach the target: iscsi or nvme (over TCP)."""
+    kernel: str = ""
+    """Beginning of the version of the Debian kernel that QEMU hosts boot; empty = newest that keeps the promise."""
     power: Mapping[str, str] = field(default_factory=dict)
     engine: str = ""
     """What hactl's node watch runs on; empty = its default."""
@@ -171,12 +195,16 @@ def parse(text: str, where: str) -> Topology:
     except tomllib.TOMLDecodeError as error:
         raise TopologyError(f"{where}: {error}") from error
     networks = {name: _network(where, name, value) for name, value in table.take("networks", dict).items()}
+    driver = table.take("driver", str)
+    transport = table.take("transport", str, ISCSI)
     topology = Topology(
         name=table.take("name", str),
-        driver=table.take("driver", str),
+        driver=driver,
+        transport=transport,
+        kernel=table.take("kernel", str, "") or "",
         networks=networks,
-        hosts=tuple(_host(item) for item in table.take_tables("host")),
-        luns=tuple(_lun(item) for item in table.take_tables("lun")),
+        hosts=tuple(_host(item, driver) for item in table.take_tables("host")),
+        luns=tuple(_lun(item, transport) for item in table.take_tables("lun")),
         volume=_volume(table.take_table("volume")),
         power=table.take("power", dict, {}),
         engine=table.take("engine", str, "") or "",
@@ -234,7 +262,7 @@ def _network(where: str, name: str, value: Any) -> ipaddress.IPv4Network:
         raise TopologyError(f"{where}: network {name}: {error}") from error
 
 
-def _host(table: _Table) -> HostSpec:
+def _host(table: _Table, driver: str) -> HostSpec:
     role = table.take("role", str)
     if role not in list(Role):
         raise TopologyError(f"{table.where}: role {role!r} is none of {', '.join(Role)}")
@@ -242,6 +270,7 @@ def _host(table: _Table) -> HostSpec:
         name=table.take("name", str),
         role=Role(role),
         addresses=table.take("addresses", dict),
+        driver=table.take("driver", str, driver),
         memory_mb=table.take("memory_mb", int, 384),
         ssh=table.take("ssh", str, "") or None,
         interfaces=table.take("interfaces", dict, {}),
@@ -250,8 +279,13 @@ def _host(table: _Table) -> HostSpec:
     return host
 
 
-def _lun(table: _Table) -> LunSpec:
-    lun = LunSpec(name=table.take("name", str), size_mb=table.take("size_mb", int), serial=table.take("serial", str))
+def _lun(table: _Table, transport: str) -> LunSpec:
+    lun = LunSpec(
+        name=table.take("name", str),
+        size_mb=table.take("size_mb", int),
+        serial=table.take("serial", str),
+        transport=transport,
+    )
     table.finish()
     if not re.fullmatch(r"[0-9a-fA-F]{12,}", lun.serial):
         raise TopologyError(f"{table.where}: serial must be 12 or more hexadecimal digits")
@@ -298,6 +332,7 @@ def _check(topology: Topology, where: str) -> None:
     for name in topology.spare:
         if name not in nodes:
             raise TopologyError(f"{where}: spare {name!r} is no host with role node")
+    _check_drivers(topology, where)
     if topology.luns and len(topology.with_role(Role.TARGET)) != 1:
         raise TopologyError(f"{where}: logical units need exactly one host with role target")
     if topology.volume is not None:
@@ -307,6 +342,23 @@ def _check(topology: Topology, where: str) -> None:
         topology.lun(name)
         if topology.volume is not None and name in topology.volume.luns:
             raise TopologyError(f"{where}: lun {name!r} is the volume's; the witness needs its own")
+
+
+def _check_drivers(topology: Topology, where: str) -> None:
+    """What emulates a host must have its storage: User-Mode Linux knows no NVMe."""
+    if topology.transport not in (ISCSI, NVME):
+        raise TopologyError(f"{where}: transport {topology.transport!r} is none of {ISCSI}, {NVME}")
+    if topology.kernel and not re.fullmatch(r"[0-9]+(\.[0-9]+)*", topology.kernel):
+        raise TopologyError(f"{where}: kernel {topology.kernel!r} is not the beginning of a version such as 7.3")
+    for host in topology.hosts:
+        local = {topology.driver, host.driver} <= LOCAL_DRIVERS
+        if host.driver != topology.driver and not local:
+            raise TopologyError(
+                f"{where}: host {host.name}: driver {host.driver!r} does not mix with {topology.driver!r}: "
+                f"only {', '.join(sorted(LOCAL_DRIVERS))} do with each other"
+            )
+        if topology.transport == NVME and host.driver == "uml" and host.role is not Role.CLIENT:
+            raise TopologyError(f"{where}: host {host.name}: driver 'uml' has no NVMe; use 'qemu'")
 
 
 def _address(where: str, host: str, address: str) -> ipaddress.IPv4Address:

@@ -1,7 +1,8 @@
 """What the disk itself believes, seen from the target: reservations, the label's epoch, the drill's stamps.
 
 Runs on the target inside the lab (sent there as text: standard library only) and takes no part in anything.
-It samples LIO's own view in configfs every few milliseconds and reports each change between two times:
+It samples the target's own view (LIO's in configfs, or nvmet's: hwlab/nvmet_table.py) every few milliseconds and
+reports each change between two times:
 `since`, when the last sample that did not show it began, and `at`, when the sample that shows it was
 complete: the change happened in between. Right after each change it reads the stamps from the backing device, and
 goes on reading them, and then the label, until the label names a new epoch: a key leaves the target's table
@@ -21,6 +22,8 @@ import stat
 import sys
 import threading
 import time
+
+from hwlab.nvmet_table import NvmetTable, nvmet_tables
 
 CORE = "/sys/kernel/config/target/core"
 LABEL_OFFSETS = (1 << 20, (1 << 20) + (64 << 10))
@@ -99,14 +102,52 @@ def parse_type(text: str) -> int:
     return TYPES.get(text.partition("Type: ")[2].strip(), 0)
 
 
+class LioTable:
+    """What LIO believes of one backstore. `folder`: its place in configfs."""
+
+    interval_ms = 10.0
+
+    def __init__(self, folder: str) -> None:
+        self.name = "/".join(folder.split("/")[-2:])
+        self._folder = folder
+        self._state = (b"", b"")
+        with open(f"{folder}/udev_path") as path:
+            self.backing = path.read().strip()
+
+    def read(self) -> "tuple[bytes, ...]":
+        """The state, to be compared with the one before."""
+        self._state = (self._word("res_pr_registered_i_pts"), self._word("res_holder"))
+        return self._state
+
+    def describe(self) -> "dict[str, object]":
+        """The state that was read last, in the words of the `pr` event."""
+        registrants = parse_registrants(self._state[0].decode())
+        holder = parse_holder(self._state[1].decode())
+        return {
+            "generation": self._word("res_pr_generation").decode().strip(),
+            "type": parse_type(self._word("res_pr_type").decode()),
+            "holder": dict(registrants).get(holder, ""),
+            "holder_nexus": holder,
+            "registrants": [{"nexus": nexus, "key": key} for nexus, key in registrants],
+        }
+
+    def _word(self, name: str) -> bytes:
+        # Opened anew each time: an open configfs file answers with what it read first. Bare system calls,
+        # since each costs a guest of an emulated lab as much as hundreds of lines of Python.
+        fd = os.open(f"{self._folder}/pr/{name}", os.O_RDONLY)
+        data = os.read(fd, 65536)
+        os.close(fd)
+        return data
+
+
 class Lun:
     """One logical unit of the target: its last state, and what changed since."""
 
-    def __init__(self, folder: str, numbers: "list[int]") -> None:
-        self.name = "/".join(folder.split("/")[-2:])
-        self._folder = folder
+    def __init__(self, table: "LioTable | NvmetTable", numbers: "list[int]") -> None:
+        self.name = table.name
+        self._table = table
         self._numbers = numbers
-        self._state = (b"", b"")
+        self._state: tuple[bytes, ...] = ()
         self._stamps: dict[int, tuple[str, int]] = {}
         self._labels: list[dict[str, object]] = []
         self._began_ns = time.monotonic_ns()
@@ -116,26 +157,17 @@ class Lun:
         self._follow_until_ns = 0
         self._epoch_followed = 0
         self.gap_ns_max = 0
-        with open(f"{folder}/udev_path") as path:
-            self._backing = Backing(path.read().strip())
-
-    def _read(self, name: str) -> bytes:
-        # Opened anew each time: an open configfs file answers with what it read first. Bare system calls,
-        # since each costs a guest of an emulated lab as much as hundreds of lines of Python.
-        fd = os.open(f"{self._folder}/pr/{name}", os.O_RDONLY)
-        data = os.read(fd, 65536)
-        os.close(fd)
-        return data
+        self._backing = Backing(table.backing)
 
     def sample(self) -> None:
         began_ns = time.monotonic_ns()
-        state = (self._read("res_pr_registered_i_pts"), self._read("res_holder"))
+        state = self._table.read()
         at_ns = time.monotonic_ns()
         since_ns, self._began_ns = self._began_ns, began_ns
         self.gap_ns_max = max(self.gap_ns_max, at_ns - since_ns)
         if state != self._state:
             self._state = state
-            self._say_state(since_ns, at_ns)
+            say("pr", device=self.name, since=since_ns, at=at_ns, **self._table.describe())
             self._follow_until_ns, self._epoch_followed = at_ns + FOLLOW_NS, self._epoch
             self.stamps(always=True)
         elif self._follows(at_ns) or at_ns - self._stamps_ns > STAMP_EVERY_NS:
@@ -145,22 +177,6 @@ class Lun:
 
     def _follows(self, at_ns: int) -> bool:
         return at_ns < self._follow_until_ns and self._epoch == self._epoch_followed
-
-    def _say_state(self, since_ns: int, at_ns: int) -> None:
-        registrants = parse_registrants(self._state[0].decode())
-        holder = parse_holder(self._state[1].decode())
-        keys = dict(registrants)
-        say(
-            "pr",
-            device=self.name,
-            since=since_ns,
-            at=at_ns,
-            generation=self._read("res_pr_generation").decode().strip(),
-            type=parse_type(self._read("res_pr_type").decode()),
-            holder=keys.get(holder, ""),
-            holder_nexus=holder,
-            registrants=[{"nexus": nexus, "key": key} for nexus, key in registrants],
-        )
 
     def stamps(self, always: bool) -> None:
         """Read the stamp area, then the label; say the stamps if they must be said, or changed."""
@@ -203,10 +219,12 @@ def main() -> None:
     parser.add_argument("--core", default=CORE)
     parser.add_argument("--numbers", required=True, help="node numbers, comma separated")
     parser.add_argument("--lun", default="", help="watch this LUN only")
-    parser.add_argument("--interval-ms", type=float, default=10.0)
+    parser.add_argument("--interval-ms", type=float, default=0.0, help="0: what suits the target")
     args = parser.parse_args()
     folders = sorted(os.path.dirname(path) for path in glob.glob(f"{args.core}/*/{args.lun or '*'}/pr"))
-    luns = [Lun(folder, [int(word) for word in args.numbers.split(",")]) for folder in folders]
+    tables = [*map(LioTable, folders), *nvmet_tables(args.lun)]
+    luns = [Lun(table, [int(word) for word in args.numbers.split(",")]) for table in tables]
+    interval_ms = args.interval_ms or max((table.interval_ms for table in tables), default=LioTable.interval_ms)
     stop = threading.Event()
     threading.Thread(target=wait_for_word, args=(stop,), daemon=True).start()
     first = run_first(10)
@@ -223,7 +241,7 @@ def main() -> None:
             samples = 0
             for lun in luns:
                 lun.gap_ns_max = 0
-        time.sleep(args.interval_ms / 1000)
+        time.sleep(interval_ms / 1000)
     for lun in luns:
         lun.stamps(always=True)
     gap_ns = max((lun.gap_ns_max for lun in luns), default=0)

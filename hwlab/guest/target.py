@@ -1,12 +1,13 @@
 #!/usr/bin/python3
-"""Build the lab's LIO target from the kernel command line.
+"""Build the lab's target from the kernel command line: LIO, or nvmet where the transport is NVMe (nvmet.py).
 
+    hwlab.transport=iscsi|nvme
     hwlab.target=IQN,PORTAL,…        one target, one portal group for each portal: as many target ports
-    hwlab.lun=NAME,SERIAL,DEVICE     once per logical unit, in the order of LUN numbers
+    hwlab.lun=NAME,SERIAL,DEVICE     once per logical unit, in the order of LUN numbers; of NVMe the UUID
     hwlab.slow=MS                    so long takes a write to the area of the drills' stamps (0: as long as it takes)
     hwlab.initiators=IQN,IQN,…       the lab's nodes; other initiators get in too
 
-The order of steps is the point of this file:
+The order of steps for LIO is the point of this file:
 
 1. /etc/target/pr exists before target_core_mod loads: the kernel then takes /etc/target as its data
    base root by itself, which avoids writing `dbroot` (without a trailing newline the kernel kept bytes
@@ -70,7 +71,19 @@ def make_group(rtslib_fb: Any, target: Any, tag: int, portal: str, stores: list[
 
 
 def main() -> int:
-    [(iqn, *portals)] = words("hwlab.target")
+    [(name, *portals)] = words("hwlab.target")
+    [[slow]] = words("hwlab.slow") or [["0"]]
+    luns = [(lun, ident, slowed(lun, device, int(slow))) for lun, ident, device in words("hwlab.lun")]
+    if words("hwlab.transport") == [["nvme"]]:
+        import nvmet
+
+        [[hostid]] = words("hwlab.hostid")
+        nvmet.build(name, portals, luns, hostid)
+        return 0
+    return build_lio(name, portals, luns)
+
+
+def build_lio(iqn: str, portals: "list[str]", luns: "list[tuple[str, str, str]]") -> int:
     PR_DIR.mkdir(parents=True, exist_ok=True)
     for saved in list(PR_DIR.iterdir()) if VOLATILE.exists() else ():
         saved.unlink()
@@ -87,12 +100,7 @@ def main() -> int:
         return 1
 
     target = rtslib_fb.Target(rtslib_fb.FabricModule("iscsi"), iqn)
-    [[slow]] = words("hwlab.slow") or [["0"]]
-    delay_ms = int(slow)
-    stores = [
-        rtslib_fb.BlockStorageObject(name, dev=slowed(name, device, delay_ms), wwn=serial)
-        for name, serial, device in words("hwlab.lun")
-    ]
+    stores = [rtslib_fb.BlockStorageObject(name, dev=device, wwn=serial) for name, serial, device in luns]
     groups = [make_group(rtslib_fb, target, tag, portal, stores) for tag, portal in enumerate(portals, start=1)]
     for group in groups:
         group.enable = True

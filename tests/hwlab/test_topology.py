@@ -51,12 +51,28 @@ def test_an_interface_carries_the_prefix_length_of_its_network() -> None:
     assert parse(GOOD, "t").interface("n1", "san") == "10.0.2.11/24"
 
 
+def test_a_namespace_is_known_by_a_uuid_made_of_its_serial() -> None:
+    text = GOOD.replace('"uml"', '"qemu"\ntransport = "nvme"').replace("00c0ffee0000", "00c0ffee0000" + "1" * 21)
+    lun = parse(text, "t").luns[0]
+    assert lun.wwid == "uuid.00c0ffee-0000-1111-1111-111111111111"
+    assert lun.device == f"/dev/disk/by-id/nvme-{lun.wwid}"
+
+
+def test_hosts_of_one_topology_may_have_different_emulators() -> None:
+    text = GOOD.replace('name = "n1"', 'name = "n1"\ndriver = "qemu"')
+    assert [host.driver for host in parse(text, "t").hosts] == ["uml", "qemu"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
         ('driver = "uml"', 'driver = "uml"\ncolour = "red"', "unknown key `colour`"),
         ('role = "node"', 'role = "spare"', "role 'spare' is none of target, node, client"),
         ('role = "node"', 'role = "node"\nmemory = 3', "host 2: unknown key `memory`"),
+        ('role = "node"', 'role = "node"\ndriver = "ssh"', "driver 'ssh' does not mix with 'uml'"),
+        ('driver = "uml"', 'driver = "uml"\ntransport = "fc"', "transport 'fc' is none of iscsi, nvme"),
+        ('driver = "uml"', 'driver = "uml"\ntransport = "nvme"', "host s1: driver 'uml' has no NVMe"),
+        ('driver = "uml"', 'driver = "qemu"\nkernel = "latest"', "kernel 'latest' is not the beginning of a version"),
         ('name = "n1"', 'name = "s1"', "host name 's1' is used twice"),
         ('name = "n1"', 'name = "Node-1"', "name 'Node-1' must be"),
         ("10.0.0.11", "10.0.0.10", "address '10.0.0.10' is used twice"),

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from hwlab import netns, procs, uml
+from hwlab import netns, procs
 from hwlab.errors import CommandFailed, CommandTimeout
 from hwlab.faults import inject
+from hwlab.guests import IQN_PREFIX
 from hwlab.lab import open_lab, remove_lab
+from hwlab.locallab import leftovers
 from hwlab.paths import state_dir
 from hwlab.protocols import Host, Lab, PowerState
 from hwlab.strategy import wait_for_disks
-from hwlab.uml import IQN_PREFIX
 
 pytestmark = [
     pytest.mark.lab,
@@ -75,7 +76,7 @@ def labs_left(name: str) -> list[str]:
             continue
         if f"/hactl-lab/{name}/" in line or f"hwlab-{name}/" in line:
             words.append(line)
-    return [*uml.leftovers(name), *mounts, *words]
+    return [*leftovers(name), *mounts, *words]
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,14 @@
 """The target's witness and the stamper, on LIO's own words and on an ordinary file as the disk."""
 
+import ctypes
 import json
+import struct
 from pathlib import Path
 
 import pytest
 
-from hwlab import latewriter, stamper, stamps, witness
+from hwlab import latewriter, nvmet_table, stamper, stamps, witness
+from hwlab.feed import program
 
 NONE = "No SPC-3 Reservation holder\n"
 NEXUS = "iqn.2026-11.org.hactl:n1,i,0x00023d000001"
@@ -47,7 +50,7 @@ def test_registrations_and_holder_are_read_from_the_targets_words(
     tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     device = target(tmp_path, disk, REGISTERED, HELD, "Write Exclusive Access, Registrants Only")
-    witness.Lun(str(device), [1, 2]).sample()
+    witness.Lun(witness.LioTable(str(device)), [1, 2]).sample()
     state = events(capsys)[0]
     assert state["holder"] == "0xabcde00100000004"
     assert [entry["key"] for entry in state["registrants"]] == ["0xabcde00100000004", "0xabcde00200000005"]  # type: ignore[attr-defined]
@@ -58,7 +61,7 @@ def test_a_change_lies_between_two_samples_and_the_stamps_are_read_after_it(
     tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     device = target(tmp_path, disk, REGISTERED, HELD, "Write Exclusive Access, Registrants Only")
-    lun = witness.Lun(str(device), [1, 2])
+    lun = witness.Lun(witness.LioTable(str(device)), [1, 2])
     lun.sample()
     lun.sample()
     writer = stamper.Stamper(str(disk), "r1", 1, direct=False)
@@ -84,7 +87,7 @@ def test_after_a_change_the_stamps_are_followed_until_the_label_names_a_new_epoc
 ) -> None:
     device = target(tmp_path, disk, REGISTERED, HELD, "Write Exclusive Access, Registrants Only")
     write_label(disk, 4)
-    lun = witness.Lun(str(device), [1])
+    lun = witness.Lun(witness.LioTable(str(device)), [1])
     lun.sample()
     show(device, "None\n", NONE, "No SPC")
     lun.sample()
@@ -99,7 +102,7 @@ def test_after_a_change_the_stamps_are_followed_until_the_label_names_a_new_epoc
 
 
 def test_without_a_change_the_witness_is_silent(tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lun = witness.Lun(str(target(tmp_path, disk)), [1])
+    lun = witness.Lun(witness.LioTable(str(target(tmp_path, disk))), [1])
     lun.sample()
     events(capsys)
     lun.sample()
@@ -113,7 +116,7 @@ def test_the_labels_epoch_is_found_whatever_surrounds_it(
     with disk.open("r+b") as file:
         file.seek(1 << 20)
         file.write(label)
-    witness.Lun(str(target(tmp_path, disk)), [1]).sample()
+    witness.Lun(witness.LioTable(str(target(tmp_path, disk))), [1]).sample()
     copies = next(event["copies"] for event in events(capsys) if event["t"] == "label")
     assert copies == [{"epoch": 7, "owner": "n2"}, {}]
 
@@ -200,3 +203,57 @@ def test_what_an_iscsi_socket_has_not_sent_is_counted() -> None:
         "   2: 0B024D0A:0016 0A024D0A:9999 01 00005000:00000000 01:00000014 00000000     0        0 1 1\n"
     )
     assert latewriter.unsent(head + lines) == 0x1010
+
+
+HOST_1, HOST_2 = "c689cb56615351c6b1d1b2c3fb0080da", "4639a38964e95c4db9cd6767c3bf1003"
+
+
+def report(generation: int, kind: int, *entries: tuple[str, int, bool]) -> bytes:
+    """An extended reservation report as nvmet makes it (controller id 0xffff); entries: host id, key, holder."""
+    header = struct.pack("<IBHxxB", generation, kind, len(entries), 0).ljust(64, b"\0")
+    packed = (
+        struct.pack("<HB5xQ", 0xFFFF, int(holder), key) + bytes.fromhex(host).ljust(48, b"\0")
+        for host, key, holder in entries
+    )
+    return (header + b"".join(packed)).ljust(4096, b"\0")
+
+
+def test_an_nvme_report_is_told_in_the_words_of_scsi() -> None:
+    data = report(7, 3, (HOST_1, 0xABCDE00100000001, True), (HOST_2, 0xABCDE00200000001, False))
+    assert nvmet_table.parse_report(data) == {
+        "generation": "7",
+        "type": 5,
+        "holder": "0xabcde00100000001",
+        "holder_nexus": HOST_1,
+        "registrants": [
+            {"nexus": HOST_1, "key": "0xabcde00100000001"},
+            {"nexus": HOST_2, "key": "0xabcde00200000001"},
+        ],
+    }
+
+
+def test_a_report_without_registrations_has_no_holder() -> None:
+    told = nvmet_table.parse_report(report(0, 0))
+    assert (told["type"], told["holder"], told["registrants"]) == (0, "", [])
+
+
+def test_a_report_that_counts_more_than_it_holds_gives_what_it_holds() -> None:
+    cut = report(1, 3, (HOST_1, 1, True), (HOST_2, 2, False))[:128]
+    assert [entry["nexus"] for entry in nvmet_table.parse_report(cut)["registrants"]] == [HOST_1]  # type: ignore[attr-defined]
+
+
+def test_a_generation_alone_is_no_change() -> None:
+    before, after = report(1, 3, (HOST_1, 1, True)), report(2, 3, (HOST_1, 1, True))
+    assert nvmet_table.same(before) == nvmet_table.same(after)
+    assert nvmet_table.same(before) != nvmet_table.same(report(2, 3, (HOST_1, 1, False)))
+    assert nvmet_table.same(before) != nvmet_table.same(report(2, 1, (HOST_1, 1, True)))
+
+
+def test_a_passthrough_command_has_the_kernels_size() -> None:
+    assert ctypes.sizeof(nvmet_table.Passthrough) == 72
+
+
+def test_the_witness_is_sent_with_all_that_it_needs() -> None:
+    text = program(Path(witness.__file__))
+    compile(text, "witness", "exec")
+    assert "from hwlab" not in text and "class NvmetTable" in text
