@@ -18,11 +18,10 @@ MOUNT_OPTIONS = "vers=4.2"
 class LabStage:
     """`hwlab.stage.Stage` on any lab that has a target, nodes, one client and a volume."""
 
-    transport = "iscsi"
-
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self.driver = lab.driver
+        self.transport = lab.topology.transport
         self.target = self._one(Role.TARGET)
         self.client = self._one(Role.CLIENT)
         # A node's number is its place in the topology: the strategy numbers them so in hactl.toml.

@@ -52,7 +52,7 @@ def serve(lab: Lab, say: Progress) -> None:
     undo_commands(lab)
     install(installed, say)
     wait_for_disks(lab, installed, say)
-    configure(nodes, say, [*engine_options(lab.topology), *witness_options(lab)])
+    configure(nodes, say, [*engine_options(lab.topology), *witness_options(lab)], lab.topology.timing)
     start_engine(nodes, say, lab.topology.engine)
     add_witness(lab, nodes, say)
     start_daemons(nodes, say)
@@ -129,7 +129,9 @@ def wait_for_disks(lab: Lab, nodes: list[Host], say: Progress) -> None:
     in_parallel(on, nodes)
 
 
-def configure(nodes: list[Host], say: Progress, options: Sequence[str] = ()) -> None:
+def configure(
+    nodes: list[Host], say: Progress, options: Sequence[str] = (), timing: Mapping[str, int] | None = None
+) -> None:
     """One configuration and one key, made by the first node that has none to follow, the same on all."""
 
     def read(host: Host) -> tuple[bytes, bytes] | None:
@@ -143,6 +145,8 @@ def configure(nodes: list[Host], say: Progress, options: Sequence[str] = ()) -> 
     if not existing:
         say(f"cluster: configuring {', '.join(host.name for host in nodes)}")
         nodes[0].command.run(init_argv(nodes, options))
+        if timing:
+            nodes[0].command.run(["sh", "-c", f"cat >>{CONFIG}"], input=timing_section(timing))
         first = read(nodes[0])
         if first is None:
             raise LabError(f"`hactl init` on {nodes[0].name} wrote no {CONFIG}")
@@ -161,6 +165,11 @@ def init_argv(nodes: list[Host], options: Sequence[str] = ()) -> list[str]:
     for number, host in enumerate(nodes, start=1):
         argv += ["--node", f"{host.name}={number},{host.addresses[LAN]}"]
     return [*argv, *options]
+
+
+def timing_section(timing: Mapping[str, int]) -> bytes:
+    """The end of hactl.toml for a lab whose hosts are slower than real ones."""
+    return "".join(["\n[timing]\n", *(f"{name} = {value}\n" for name, value in timing.items())]).encode()
 
 
 def engine_options(topology: Topology) -> list[str]:

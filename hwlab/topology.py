@@ -129,6 +129,8 @@ class Topology:
     """Of corosync, where it is the engine; 0 = what hactl recommends."""
     spare: tuple[str, ...] = ()
     """Nodes that have everything installed, and are in no cluster at first."""
+    timing: Mapping[str, int] = field(default_factory=dict)
+    """Values for the section `[timing]` of hactl.toml; empty = hactl's own."""
     witness: tuple[str, ...] = ()
     """Names of the LUNs that are the cluster's witness."""
     slow_stamps_ms: int = 0
@@ -209,6 +211,7 @@ def parse(text: str, where: str) -> Topology:
         power=table.take("power", dict, {}),
         engine=table.take("engine", str, "") or "",
         token_ms=table.take("token_ms", int, 0) or 0,
+        timing=_timing(table.take_table("timing")),
         spare=tuple(table.take("spare", list, [])),
         witness=tuple(table.take("witness", list, [])),
         slow_stamps_ms=table.take("slow_stamps_ms", int, 0) or 0,
@@ -250,6 +253,9 @@ class _Table:
         values = self.take(key, dict, {})
         return _Table(values, f"{self.where}: {key}") if values else None
 
+    def take_all(self, kind: type) -> dict[str, Any]:
+        return {key: self.take(key, kind) for key in list(self._values)}
+
     def finish(self) -> None:
         if self._values:
             raise TopologyError(f"{self.where}: unknown key `{min(self._values)}`: remove or correct it")
@@ -260,6 +266,11 @@ def _network(where: str, name: str, value: Any) -> ipaddress.IPv4Network:
         return ipaddress.IPv4Network(value)
     except ValueError as error:
         raise TopologyError(f"{where}: network {name}: {error}") from error
+
+
+def _timing(table: _Table | None) -> dict[str, int]:
+    """Which words there are, and which values fit together, is for hactl to say: it checks its file."""
+    return table.take_all(int) if table is not None else {}
 
 
 def _host(table: _Table, driver: str) -> HostSpec:
@@ -335,6 +346,8 @@ def _check(topology: Topology, where: str) -> None:
     _check_drivers(topology, where)
     if topology.luns and len(topology.with_role(Role.TARGET)) != 1:
         raise TopologyError(f"{where}: logical units need exactly one host with role target")
+    if topology.timing and topology.engine:
+        raise TopologyError(f"{where}: [timing] with an engine: `hactl init --engine` writes that section itself")
     if topology.volume is not None:
         for name in topology.volume.luns:
             topology.lun(name)

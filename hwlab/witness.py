@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--interval-ms", type=float, default=0.0, help="0: what suits the target")
     args = parser.parse_args()
     folders = sorted(os.path.dirname(path) for path in glob.glob(f"{args.core}/*/{args.lun or '*'}/pr"))
-    tables = [*map(LioTable, folders), *nvmet_tables(args.lun)]
+    tables: list[LioTable | NvmetTable] = [*map(LioTable, folders), *nvmet_tables(args.lun)]
     luns = [Lun(table, [int(word) for word in args.numbers.split(",")]) for table in tables]
     interval_ms = args.interval_ms or max((table.interval_ms for table in tables), default=LioTable.interval_ms)
     stop = threading.Event()

@@ -4,6 +4,10 @@ from hwlab.lab import open_lab
 from hwlab.labstage import LabStage
 
 
+def test_the_transport_of_a_drill_is_its_topologys() -> None:
+    assert [LabStage(open_lab("unit-stage", name)).transport for name in ("default", "nvme")] == ["iscsi", "nvme"]
+
+
 def test_every_client_of_a_drill_has_an_address_that_is_nobody_else_s() -> None:
     lab = open_lab("unit-stage", "default")
     share = LabStage(lab).share

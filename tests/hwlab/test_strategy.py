@@ -1,6 +1,7 @@
 """The strategy's commands, and that it looks before it acts."""
 
 import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,7 +108,8 @@ def test_a_volume_that_was_added_is_not_formatted_again() -> None:
     assert not any("volume add" in call for call in calls)
 
 
-def test_a_new_cluster_is_made_on_the_first_node_and_copied_to_the_others() -> None:
+@pytest.mark.parametrize("timing", [{}, {"heartbeat_ms": 400, "overdue_ms": 2000}])
+def test_a_new_cluster_is_made_on_the_first_node_and_copied_to_the_others(timing: dict[str, int]) -> None:
     first: list[str] = []
     second: list[str] = []
     one = node("n1", first, {"cat": (1, b"")})
@@ -123,11 +125,17 @@ def test_a_new_cluster_is_made_on_the_first_node_and_copied_to_the_others() -> N
             return done
 
     one = replace(one, command=InitCommand(first, {"cat": (1, b"")}))
-    strategy.configure([one, node("n2", second, {"cat": (1, b"")})], quiet)
+    strategy.configure([one, node("n2", second, {"cat": (1, b"")})], quiet, timing=timing)
+    assert any("cat >>/etc/hactl/hactl.toml" in call for call in first) == bool(timing)
     assert not any(call.startswith("put") for call in first)
     assert "put /etc/hactl/hactl.toml 644" in second
     assert "put /etc/hactl/cluster.key 600" in second
     assert not any("hactl init" in call for call in second)
+
+
+def test_a_topologys_timing_is_a_section_that_hactl_reads() -> None:
+    text = strategy.timing_section({"heartbeat_ms": 400, "overdue_ms": 2000}).decode()
+    assert tomllib.loads("[[node]]\nname = 'n1'" + text)["timing"] == {"heartbeat_ms": 400, "overdue_ms": 2000}
 
 
 def test_a_node_without_a_configuration_gets_that_of_the_others() -> None:

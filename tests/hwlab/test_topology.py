@@ -70,6 +70,12 @@ def test_hosts_of_one_topology_may_have_different_emulators() -> None:
         ('role = "node"', 'role = "spare"', "role 'spare' is none of target, node, client"),
         ('role = "node"', 'role = "node"\nmemory = 3', "host 2: unknown key `memory`"),
         ('role = "node"', 'role = "node"\ndriver = "ssh"', "driver 'ssh' does not mix with 'uml'"),
+        ('driver = "uml"', 'driver = "uml"\n[timing]\noverdue_ms = "long"', "`overdue_ms` must be of type int"),
+        (
+            'driver = "uml"',
+            'driver = "uml"\nengine = "corosync"\n[timing]\noverdue_ms = 9',
+            "writes that section itself",
+        ),
         ('driver = "uml"', 'driver = "uml"\ntransport = "fc"', "transport 'fc' is none of iscsi, nvme"),
         ('driver = "uml"', 'driver = "uml"\ntransport = "nvme"', "host s1: driver 'uml' has no NVMe"),
         ('driver = "uml"', 'driver = "qemu"\nkernel = "latest"', "kernel 'latest' is not the beginning of a version"),
