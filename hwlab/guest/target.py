@@ -50,7 +50,7 @@ def slowed(name: str, device: str, delay_ms: int) -> str:
         f"8192 {sectors - 8192} linear {device} 8192\n"
     )
     subprocess.run(["modprobe", "-a", "dm-mod", "dm-delay"], check=True)
-    subprocess.run(["dmsetup", "create", name, "--noudevsync"], input=table, text=True, check=True)
+    subprocess.run(["dmsetup", "create", name, "--noudevrules", "--noudevsync"], input=table, text=True, check=True)
     return f"/dev/mapper/{name}"
 
 
