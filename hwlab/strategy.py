@@ -123,7 +123,7 @@ def wait_for_disks(lab: Lab, nodes: list[Host], say: Progress) -> None:
         if host.command.run(argv, timeout_s=LUN_TIMEOUT_S + 10, check=False).status != 0:
             raise LabError(
                 f"{host.name} does not see {', '.join(devices)} after {LUN_TIMEOUT_S:g} s: "
-                f"look at `journalctl -u iscsid` there and at hwlab-target.service on the target"
+                f"look at `journalctl -u iscsid -u hwlab-nvme` there and at hwlab-target.service on the target"
             )
 
     in_parallel(on, nodes)

@@ -36,6 +36,8 @@ def test_all_drills_that_ship_can_be_read() -> None:
         "kill-primary",
         "late-write",
         "late-write-socket",
+        "nvme-kill-primary",
+        "nvme-target-power-loss",
         "path-loss",
         "path-return-new-isid",
         "pause-primary",
