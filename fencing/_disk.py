@@ -13,6 +13,8 @@ import stat
 from functools import partial
 from pathlib import Path
 
+from fencing._nvme import NvmePort
+from fencing._nvmehost import host_id
 from fencing._sgutils import SgPort
 from fencing.errors import CONFLICT, NotDelivered, OutcomeUnknown, Refused
 from fencing.label import (
@@ -25,7 +27,7 @@ from fencing.label import (
     encode,
     newest,
 )
-from fencing.port import Lun
+from fencing.port import Lun, ReservationPort
 
 LABEL_OFFSETS = (1 << 20, (1 << 20) + (64 << 10))
 LABEL_AREA_END = 4 << 20
@@ -145,7 +147,8 @@ def open_lun(device: str) -> Lun:
     """A disk with its reservation port and its labels. OSError if it cannot be opened or has no WWID."""
     path = f"/dev/{block_name(device)}"
     name = wwid(path)
-    port = SgPort(path)
+    nexus = host_id(path) if is_nvme(path) else b""
+    port = open_port(path)
     if wwid(path) != name:
         port.close()
         raise OSError(errno.ENODEV, "became another disk while it was opened", path)
@@ -155,7 +158,17 @@ def open_lun(device: str) -> Lun:
         labels=DiskLabels(path, name),
         in_use=partial(in_use, path),
         size_bytes=partial(size_bytes, path),
+        nexus=nexus,
     )
+
+
+def open_port(device: str) -> ReservationPort:
+    """The way to a whole disk's reservations: NVMe passthrough or SG_IO. OSError if it cannot be opened."""
+    return NvmePort(device) if is_nvme(device) else SgPort(device)
+
+
+def is_nvme(device: str) -> bool:
+    return block_name(device).startswith("nvme")
 
 
 def block_name(device: str) -> str:
