@@ -18,6 +18,7 @@ from fencing.errors import (
     OutcomeUnknown,
     PortError,
     Refused,
+    SharedNexus,
 )
 from fencing.handle import Good, Handle, Released, adopt, release, update_label, verify
 from fencing.label import FoundLabel, Label
@@ -69,6 +70,7 @@ __all__ = [
     "Released",
     "ReservationPort",
     "ReservationState",
+    "SharedNexus",
     "Timing",
     "acquire",
     "adopt",

@@ -20,12 +20,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
-from fencing._disk import wwid
+from fencing._disk import block_name, wwid
+from fencing._nvme import NvmePort
+from fencing._prioctl import PrIoctlPort
 from fencing._sgutils import SgPort
-from fencing.contract import CASES, A, Case, ContractBroken, Operation, Rig, explanation, outcome, random_operations
+from fencing.contract import (
+    CASES,
+    PROFILES,
+    A,
+    Case,
+    ContractBroken,
+    NotApplicable,
+    Operation,
+    Rig,
+    explanation,
+    outcome,
+    random_operations,
+)
 from fencing.errors import FencingError
 from fencing.fake import FakeLogicalUnit
-from fencing.model import OUR_TYPE
+from fencing.fakenvme import FakeNamespace
+from fencing.model import OUR_TYPE, Capabilities, ReservationState
 from fencing.port import ReservationPort
 
 SPARE_OFFSET = 3 << 20
@@ -33,19 +48,52 @@ BLOCK_BYTES = 4096
 MEASUREMENTS = 200
 
 
-def real_rig(devices: Sequence[str]) -> Rig:
+class _ReadBySg(PrIoctlPort):
+    """The PR ioctls of a kernel that cannot read through them: what they did is read by SG_IO."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        self._reader = SgPort(device)
+
+    def read(self) -> ReservationState:
+        return self._reader.read()
+
+    def capabilities(self) -> Capabilities:
+        return self._reader.capabilities()
+
+
+PORTS: dict[str, Callable[[str], ReservationPort]] = {
+    "sg": SgPort,
+    "nvme": NvmePort,
+    "pr": PrIoctlPort,
+    "pr-sg": _ReadBySg,
+}
+
+
+def real_rig(port: str, devices: Sequence[str]) -> Rig:
     """Three devices that are one LUN. ValueError if they are not."""
     if len(devices) != 3 or len({wwid(device) for device in devices}) != 1:
         raise ValueError("three devices of one WWID are needed")
-    first, second, third = (SgPort(device) for device in devices)
-    return Rig(ports=(first, second, third), may_write=lambda nexus: may_write(devices[nexus], nexus))
+    first, second, third = (PORTS[port](device) for device in devices)
+    return Rig(
+        ports=(first, second, third),
+        may_write=lambda nexus: may_write(devices[nexus], nexus),
+        traits=PROFILES[profile_of(port, devices[0])],
+    )
 
 
-def fake_rig() -> Rig:
-    unit = FakeLogicalUnit()
+def profile_of(port: str, device: str) -> str:
+    """Which of PROFILES a device has through a kind of port."""
+    kind = "nvme" if block_name(device).startswith("nvme") else "sd"
+    return f"pr ioctls of {kind}" if port.startswith("pr") else {"nvme": "nvme", "sd": "scsi"}[kind]
+
+
+def fake_rig(nvme: bool = False) -> Rig:
+    unit = FakeNamespace() if nvme else FakeLogicalUnit()
     first, second, third = (unit.connect(name) for name in (b"1", b"2", b"3"))
     ports: tuple[ReservationPort, ReservationPort, ReservationPort] = (first, second, third)
-    return Rig(ports=ports, may_write=lambda nexus: unit.may_write(str(nexus + 1).encode()))
+    traits = PROFILES["nvme" if nvme else "scsi"]
+    return Rig(ports=ports, may_write=lambda nexus: unit.may_write(str(nexus + 1).encode()), traits=traits)
 
 
 def may_write(device: str, nexus: int) -> bool:
@@ -72,6 +120,9 @@ def run_cases(rig: Rig, cases: dict[str, Case]) -> Iterator[dict[str, object]]:
             failure = ""
         except (ContractBroken, FencingError, OSError) as error:
             failure = f"{type(error).__name__}: {error}"
+        except NotApplicable as error:
+            yield {"case": name, "ok": True, "skipped": str(error)}
+            continue
         yield {"case": name, "ok": not failure, "failure": failure, "ms": _ms(time.monotonic() - start)}
     rig.reset()
 
@@ -86,7 +137,7 @@ def compare(real: Rig, fake: Rig, operations: Iterator[Operation]) -> Iterator[d
         if there != here:
             yield {
                 "number": number,
-                "explained": explanation(operation, there, here),
+                "explained": explanation(operation, there, here, fake.traits),
                 "before": before,
                 "operation": {name: str(value) for name, value in asdict(operation).items()},
                 "real": str(there),
@@ -129,9 +180,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("what", choices=("cases", "compare", "measure"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--port", choices=PORTS, default="sg")
     parser.add_argument("devices", nargs=3)
     options = parser.parse_args(arguments)
-    rig = real_rig(options.devices)
+    rig = real_rig(options.port, options.devices)
     if options.what == "measure":
         print(json.dumps(measure(rig)))
         return 0
@@ -139,7 +191,8 @@ def main(arguments: Sequence[str]) -> int:
         results = list(run_cases(rig, CASES))
         failed = [result for result in results if not result["ok"]]
     else:
-        results = list(compare(rig, fake_rig(), random_operations(options.seed, options.count)))
+        nvme = block_name(options.devices[0]).startswith("nvme")
+        results = list(compare(rig, fake_rig(nvme), random_operations(options.seed, options.count)))
         failed = [result for result in results if not result["explained"]]
     for result in results:
         print(json.dumps(result), flush=True)

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from fencing import _maps
+from fencing._nvme import NvmePort
+from fencing._nvmehost import host_id
 from fencing._paths import BlockPaths, path_names
 from fencing._sgutils import SgPort
 from fencing.errors import CONFLICT, NotDelivered, OutcomeUnknown, Refused
@@ -148,7 +150,8 @@ def open_lun(device: str) -> Lun:
     """A disk with its reservation port and its labels. OSError if it cannot be opened or has no WWID."""
     path = f"/dev/{block_name(device)}"
     name = wwid(path)
-    port = _open_port(path, name)
+    nexus = host_id(path) if is_nvme(path) else b""
+    port = _open_paths(path, name)
     if wwid(path) != name:
         port.close()
         raise OSError(errno.ENODEV, "became another disk while it was opened", path)
@@ -158,17 +161,28 @@ def open_lun(device: str) -> Lun:
         labels=DiskLabels(path, name),
         in_use=partial(in_use, path),
         size_bytes=partial(size_bytes, path),
+        nexus=nexus,
     )
 
 
-def _open_port(path: str, wwid: str) -> ReservationPort:
-    """Commands go down each path by itself: the kernel would send one for a dm device down any of them."""
+def _open_paths(path: str, wwid: str) -> ReservationPort:
+    """Commands go down each path by itself: the kernel would send one for a dm device down any of them. An NVMe
+    namespace is registered for the host, whatever its paths: its head is the one to ask."""
     name = os.path.basename(path)
     if _maps.is_multipath(name):
         return MultipathPort(path, BlockPaths(wwid, head=True))
-    if len(path_names(wwid)) > 1:
+    if not is_nvme(path) and len(path_names(wwid)) > 1:
         return MultipathPort(path, BlockPaths(wwid, head=False, data=name))
-    return SgPort(path)
+    return open_port(path)
+
+
+def open_port(device: str) -> ReservationPort:
+    """The way to a whole disk's reservations: NVMe passthrough or SG_IO. OSError if it cannot be opened."""
+    return NvmePort(device) if is_nvme(device) else SgPort(device)
+
+
+def is_nvme(device: str) -> bool:
+    return block_name(device).startswith("nvme")
 
 
 def block_name(device: str) -> str:

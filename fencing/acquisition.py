@@ -55,7 +55,8 @@ from fencing.errors import (
 )
 from fencing.handle import REPEATS_MAX, Handle, in_order, must_be_good, write_copy
 from fencing.label import FoundLabel, Label, common_label
-from fencing.model import OUR_TYPE, Identity, ReservationState
+from fencing.model import OUR_TYPE, PROBE_EPOCH, Identity, ReservationState
+from fencing.nexus import own_key, refuse_shared
 from fencing.ownership import (
     Action,
     Done,
@@ -201,11 +202,14 @@ def _survey(
 
 
 def survey_state(lun: Lun, identity: Identity, *, force: bool = False) -> ReservationState:
-    """Who is registered on a device that may be taken. DeviceBusy, ForeignOwner (unless `force`), PortError."""
+    """Who is registered on a device that may be taken. DeviceBusy, SharedNexus, ForeignOwner (unless `force`),
+    PortError.
+    """
     busy = lun.in_use()
     if busy:
         raise DeviceBusy(f"still in use on this node: {busy}", device=lun.wwid)
     state = lun.port.read()
+    refuse_shared(lun, state, identity.key(PROBE_EPOCH))
     foreign = foreign_keys(state.keys, identity.tag)
     if foreign and not force:
         raise ForeignOwner(foreign, device=lun.wwid)
@@ -268,7 +272,7 @@ class Contest:
             raise self._failure or self._no_effect(step, state)
         self._failure = None
         try:
-            self._stopwatch.time(self._lun.wwid, type(step).__name__.lower(), lambda: self._act(step))
+            self._stopwatch.time(self._lun.wwid, type(step).__name__.lower(), lambda: self._act(step, state))
         except (NotDelivered, Refused) as error:
             self._failure = error
             return
@@ -280,13 +284,18 @@ class Contest:
         # also after an unknown outcome: a key that may have been registered must not be brought back
         self._entered = self._entered or isinstance(step, Register)
 
-    def _act(self, step: Action) -> None:
+    def _act(self, step: Action, state: ReservationState) -> None:
         port, key = self._lun.port, self._handle.key.value
         match step:
             case Register():
                 # whatever this nexus registered in an earlier life is replaced in one command, and if it held
                 # the reservation it goes on holding it: the disk is never open in between
-                port.register(0, key, ignore_existing=True)
+                if self._lun.nexus:
+                    # the device compares, so that a twin of this node (nexus.py) is not replaced unseen
+                    refuse_shared(self._lun, state, self._handle.key)
+                    port.register(own_key(state, self._lun.nexus), key)
+                else:
+                    port.register(0, key, ignore_existing=True)
             case Reserve():
                 port.reserve(key, OUR_TYPE)
             case Preempt():

@@ -1,17 +1,18 @@
 """What every ReservationPort does, as cases that run over any of them: the fake in memory, a LIO LUN in a
 lab.
 
-A case gets a `Rig`: three nexuses to one device that nobody else uses. `python -m fencing._contract` runs the
-cases on real devices. `random_operations` and `outcome` compare two implementations on sequences that nobody
-thought of.
+A case gets a `Rig`: three nexuses to one device that nobody else uses, and what its kind does otherwise by design.
+`python -m fencing._contract` runs the cases on real devices. `random_operations` and `outcome` compare two
+implementations on sequences that nobody thought of.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from enum import Enum
 
 from fencing.errors import CONFLICT, OutcomeUnknown, PortError, Refused
 from fencing.model import OUR_TYPE, PrType, ReservationState
@@ -23,12 +24,33 @@ ALL = PrType.WRITE_EXCLUSIVE_ALL_REGISTRANTS
 ALONE = PrType.WRITE_EXCLUSIVE
 
 
+class Trait(Enum):
+    """What a kind of device or port does otherwise than SCSI devices through SG_IO; docs/fencing.md explains each."""
+
+    REGISTERS_AGAIN = "REGISTER of the key that is registered already succeeds"
+    REGISTRANTS_UNREGISTER = "only a registrant can unregister"
+    FORGETS = "registrations do not outlive the device's power"
+    KEYS_ONLY = "reading gives keys, not who has them"
+    ONE_WORD = "a failure that is no conflict has no name"
+    NO_UNREGISTER = "a registration can be replaced, not taken back"
+
+
+NVME = frozenset((Trait.REGISTERS_AGAIN, Trait.REGISTRANTS_UNREGISTER, Trait.FORGETS))
+PROFILES: dict[str, frozenset[Trait]] = {
+    "scsi": frozenset(),
+    "nvme": NVME,
+    "pr ioctls of sd": frozenset((Trait.FORGETS, Trait.KEYS_ONLY, Trait.ONE_WORD)),
+    "pr ioctls of nvme": NVME | {Trait.KEYS_ONLY, Trait.ONE_WORD, Trait.NO_UNREGISTER},
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rig:
     """Three nexuses to one device, without a registration. `may_write(n)` tries a write through nexus n."""
 
     ports: tuple[ReservationPort, ReservationPort, ReservationPort]
     may_write: Callable[[int], bool]
+    traits: frozenset[Trait] = frozenset()
 
     def reset(self) -> None:
         """Back to a device that nobody has registered with, whatever a case left."""
@@ -55,6 +77,15 @@ def case(function: Case) -> Case:
 
 class ContractBroken(Exception):
     """A port did not do what every port does."""
+
+
+class NotApplicable(Exception):
+    """A case about something that this kind of port does not have, by design."""
+
+
+def not_for(rig: Rig, trait: Trait) -> None:
+    if trait in rig.traits:
+        raise NotApplicable(trait.value)
 
 
 def expect(condition: bool, what: str) -> None:
@@ -112,6 +143,7 @@ def a_device_without_registrants_reads_empty(rig: Rig) -> None:
 
 @case
 def a_registered_key_reads_back_with_its_nexus(rig: Rig) -> None:
+    not_for(rig, Trait.KEYS_ONLY)
     rig.ports[0].register(0, A)
     rig.ports[2].register(0, C)
     expect_keys(rig.state(), A, C, holder=None)
@@ -135,8 +167,19 @@ def a_register_with_a_wrong_old_key_is_refused(rig: Rig) -> None:
     rig.ports[0].register(0, A)
     with nothing_changes(rig), refused():
         rig.ports[0].register(B, C)
+
+
+@case
+def a_registrant_that_registers_as_a_stranger_changes_nothing(rig: Rig) -> None:
+    rig.ports[0].register(0, A)
     with nothing_changes(rig), refused():
+        rig.ports[0].register(0, B)
+    if Trait.REGISTERS_AGAIN in rig.traits:
         rig.ports[0].register(0, A)
+        expect_keys(rig.state(), A, holder=None)
+    else:
+        with nothing_changes(rig), refused():
+            rig.ports[0].register(0, A)
 
 
 @case
@@ -168,12 +211,16 @@ def two_nexuses_can_have_one_key(rig: Rig) -> None:
     rig.ports[1].register(0, A)
     expect_keys(rig.state(), A, A, holder=None)
     rig.ports[0].reserve(A, OUR_TYPE)
+    if Trait.KEYS_ONLY in rig.traits:
+        expect_keys(rig.state(), A, A, holder=A)
+        return
     holders = [registrant.holder for registrant in rig.state().registrants]
     expect(sorted(holders) == [False, True], "a key shared by two nexuses has one holder")
 
 
 @case
 def unregistering_removes_the_registration(rig: Rig) -> None:
+    not_for(rig, Trait.NO_UNREGISTER)
     rig.ports[0].register(0, A)
     rig.ports[1].register(0, B)
     rig.ports[0].register(A, 0)
@@ -182,6 +229,7 @@ def unregistering_removes_the_registration(rig: Rig) -> None:
 
 @case
 def unregistering_the_holder_ends_the_reservation(rig: Rig) -> None:
+    not_for(rig, Trait.NO_UNREGISTER)
     owned_by_first(rig)
     rig.ports[1].register(0, B)
     rig.ports[0].register(A, 0)
@@ -190,7 +238,8 @@ def unregistering_the_holder_ends_the_reservation(rig: Rig) -> None:
 
 @case
 def unregistering_a_nexus_that_is_not_registered_changes_nothing(rig: Rig) -> None:
-    with nothing_changes(rig):
+    not_for(rig, Trait.NO_UNREGISTER)
+    with nothing_changes(rig), refused() if Trait.REGISTRANTS_UNREGISTER in rig.traits else nullcontext():
         rig.ports[0].register(0, 0, ignore_existing=True)
 
 
@@ -209,7 +258,7 @@ def a_reservation_reads_back_with_holder_and_type(rig: Rig) -> None:
         rig.ports[0].register(0, A)
         rig.ports[0].reserve(A, kind)
         expect_keys(rig.state(), A, holder=A, type=kind)
-        rig.ports[0].register(A, 0)
+        rig.reset()
 
 
 @case
@@ -267,7 +316,7 @@ def preempting_the_holder_takes_the_reservation_over(rig: Rig) -> None:
         rig.ports[1].preempt(B, A, OUR_TYPE, abort=abort)
         expect_keys(rig.state(), B, holder=B)
         expect(rig.state().generation == before + 1, "preempt did not count once")
-        rig.ports[1].register(B, 0)
+        rig.reset()
 
 
 @case
@@ -349,7 +398,7 @@ def preempting_by_a_stranger_is_refused(rig: Rig) -> None:
 def preempting_key_0_is_refused_unless_all_registrants_hold(rig: Rig) -> None:
     owned_by_first(rig)
     rig.ports[1].register(0, B)
-    with nothing_changes(rig), refused("illegal request"):
+    with nothing_changes(rig), not_done() if Trait.ONE_WORD in rig.traits else refused("illegal request"):
         rig.ports[1].preempt(B, 0, OUR_TYPE)
 
 
@@ -414,7 +463,9 @@ def capabilities_name_our_type(rig: Rig) -> None:
     rig.ports[0].register(0, A)
     capabilities = rig.ports[0].capabilities()
     expect(not capabilities.types or OUR_TYPE in capabilities.types, str(capabilities))
-    expect(capabilities.persists and capabilities.persistence_active, str(capabilities))
+    expect(capabilities.unreadable == "", capabilities.unreadable)
+    if Trait.FORGETS not in rig.traits:
+        expect(capabilities.persists and capabilities.persistence_active, str(capabilities))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -459,13 +510,16 @@ EXPLAINED = {
     ("release", "ok", CONFLICT): "a release of nothing succeeds with any key",
     ("release", CONFLICT, "illegal request"): "a release with a wrong type is a conflict",
 }
-"""(command, LIO's answer, the fake's answer) that differ while nothing else does; LIO's first, SPC's second.
+"""(command, LIO's answer, the fake's answer) that differ while nothing else does; LIO's first, SPC's second. The fake
+namespace answers as nvmet does: there, nothing may differ.
 """
 
 
-def explanation(operation: Operation, real: tuple[object, ...], fake: tuple[object, ...]) -> str:
+def explanation(
+    operation: Operation, real: tuple[object, ...], fake: tuple[object, ...], traits: frozenset[Trait]
+) -> str:
     """Why two outcomes may differ, "" if they may not. The state after them may never differ."""
-    if real[1:] != fake[1:]:
+    if real[1:] != fake[1:] or traits & NVME:
         return ""
     return EXPLAINED.get((operation.what, str(real[0]), str(fake[0])), "")
 

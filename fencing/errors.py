@@ -121,6 +121,25 @@ class ForeignOwner(FencingError):
         )
 
 
+class SharedNexus(FencingError):
+    """Another node of this cluster registers under the same NVMe host identifier: neither can be fenced.
+
+    `key` is what is registered, `node` who made it, `nexus` the identifier.
+    """
+
+    def __init__(self, key: int, node: int, *, nexus: bytes, device: str) -> None:
+        self.key = key
+        self.node = node
+        self.nexus = nexus
+        super().__init__(
+            f"node {node} is registered under this node's NVMe host identifier {nexus.hex()} with {show_key(key)}: "
+            "two nodes with one identifier cannot be fenced from each other",
+            device=device,
+            next_action="give each node an /etc/nvme/hostid of its own (uuidgen), and connect anew; if this node had "
+            f"number {node} before, `nvme resv-register` with action 1 removes the old key",
+        )
+
+
 class LostRace(FencingError):
     """Another node got the device, or is getting it, with a newer right. `rival` is its key, if seen."""
 

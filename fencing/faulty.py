@@ -43,6 +43,7 @@ def faulty_lun(lun: Lun, choose: Chooser) -> Lun:
         labels=FaultyLabels(lun.labels, choose, lun.wwid),
         in_use=lun.in_use,
         size_bytes=lun.size_bytes,
+        nexus=lun.nexus,
     )
 
 

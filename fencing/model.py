@@ -111,10 +111,10 @@ def cluster_tag(uuid: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registrant:
-    """One I_T nexus that registered a key.
+    """One I_T nexus that registered a key; with NVMe one host, whatever its paths.
 
-    `nexus` is the relative target port (2 bytes, big-endian) and the initiator's TransportID (SPC-4 7.6.4),
-    as the device gives them; empty where the device only lists keys.
+    `nexus` is the relative target port (2 bytes, big-endian) and the initiator's TransportID (SPC-4 7.6.4), or the
+    NVMe host identifier (16 bytes), as the device gives them; empty where the device only lists keys.
     """
 
     key: int
@@ -162,11 +162,16 @@ class ReservationState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a device says it can do (SCSI: REPORT CAPABILITIES). `types` is empty where it does not say."""
+    """What a device says it can do (SCSI: REPORT CAPABILITIES, NVMe: RESCAP). `types` is empty where it does not say.
+
+    `unreadable` is why registrations cannot be read back through this port ("" = they can): then nothing may be
+    owned through it.
+    """
 
     persists: bool
     persistence_active: bool
     types: frozenset[PrType]
+    unreadable: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

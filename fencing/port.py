@@ -94,6 +94,8 @@ def _not_known() -> int:
 class Lun:
     """One logical unit as this node reaches it. `in_use` says what on this node still has it open ("" =
     nothing), `size_bytes` how large it is now (0: not known).
+
+    `nexus` is what `read` calls this node's own registration (NVMe: its host identifier), b"" where that is not known.
     """
 
     wwid: str
@@ -101,6 +103,7 @@ class Lun:
     labels: LabelStore
     in_use: Callable[[], str]
     size_bytes: Callable[[], int] = _not_known
+    nexus: bytes = b""
 
     def close(self) -> None:
         self.port.close()

@@ -147,6 +147,8 @@ def _capabilities(port: ReservationPort) -> list[CheckResult]:
         capabilities = port.capabilities()
     except PortError as error:
         return [_result("capabilities can be read", False, str(error))]
+    if capabilities.unreadable:
+        return [_result("registrations can be read", False, capabilities.unreadable)]
     types = capabilities.types
     named = ", ".join(kind.name for kind in sorted(types)) or "the device does not say which types it knows"
     return [

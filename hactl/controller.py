@@ -135,7 +135,12 @@ class Tick:
     now_ms: int
 
 
-Event = Assigned | StepDone | StepFailed | LeaseChanged | Tick
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noticed:
+    """Something may have happened to the disk's registrations: a reason to verify the handle now, and no more."""
+
+
+Event = Assigned | StepDone | StepFailed | LeaseChanged | Tick | Noticed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +219,8 @@ class Volume:
                 return changed._proceed()
             case Assigned():
                 return self._assigned(event)._proceed()
+            case Noticed():
+                return (self._again(0) if self.phase in CHECKED_PHASES else self)._proceed()
             case StepDone() | StepFailed() if event.step is not self.running:
                 return self, ()  # the answer to a step that this life did not ask for
             case StepDone():

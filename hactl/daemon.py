@@ -29,6 +29,7 @@ from hactl.config import Config, load
 from hactl.configfile import ConfigFile
 from hactl.controller import Phase
 from hactl.errors import HaError, OutcomeUnknown, RequestRefused
+from hactl.fencewatch import FenceWatch
 from hactl.interpret import Gate
 from hactl.journal import Journal
 from hactl.leader import Leader
@@ -154,6 +155,7 @@ class Daemon:
             log=self.journal.say,
             changed=self._changed,
         )
+        self.fence_watch = FenceWatch(self.volumes.running, self.journal.say)
         self.boot = uuid.uuid4().hex[:12]
         self._assign: Assign | None = None
         self._assign_at_ms = 0
@@ -394,6 +396,8 @@ class Daemon:
             server = await verbs.api().listen(self.paths.api)
             stack.callback(server.close)
             verbs.serve_metrics()
+            self.fence_watch.open()
+            stack.callback(self.fence_watch.close)
             self.journal.say(f"hactld of {self.config.me} is up, cluster {self.config.cluster.name}")
             tasks = [loop.create_task(work()) for work in (self._beat, self._decide, self._tell, self._look)]
             tasks.append(loop.create_task(self._until_stopped()))

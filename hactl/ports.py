@@ -14,6 +14,7 @@ from fencing.errors import FencingError, LostRace
 from fencing.handle import Handle
 from fencing.label import FoundLabel, Label, common_label
 from fencing.model import PROBE_EPOCH, Identity, Key
+from fencing.nexus import refuse_shared
 from fencing.ownership import Lost
 from fencing.port import Lun
 from fencing.timing import Timing
@@ -124,6 +125,7 @@ class FencedDisk:
         try:
             found[lun.wwid] = lun.labels.read()
             probe = probe_pr_out(lun.port, self._identity.key(PROBE_EPOCH))
+            refuse_shared(lun, lun.port.read(), self._identity.key(PROBE_EPOCH))
         except FencingError as wrong:
             why[lun.wwid] = str(wrong)
             return

@@ -1,18 +1,23 @@
-"""The contract of fencing/contract.py over the fake, and over paths to it; tests/lab runs it over LIO."""
+"""The contract of fencing/contract.py over the fakes of both kinds, and over paths to one.
+
+tests/lab runs the same cases over libsgutils2 and PR ioctls on LIO, and over passthrough and PR ioctls on nvmet.
+"""
 
 import pytest
 
-from fencing.contract import CASES, Rig, outcome, random_operations
+from fencing.contract import CASES, PROFILES, Rig, explanation, outcome, random_operations
 from fencing.fake import FakeLogicalUnit, FakePort, WriteState
+from fencing.fakenvme import FakeNamespace
 from fencing.model import Registrant, ReservationState
 from fencing.paths import MultipathPort
 from fencing.port import ReservationPort
 
 NEXUSES = (b"n1", b"n2", b"n3")
+UNITS: dict[str, type[FakeLogicalUnit]] = {"scsi": FakeLogicalUnit, "nvme": FakeNamespace}
 
 
-def fake_rig() -> Rig:
-    unit = FakeLogicalUnit()
+def fake_rig(kind: str = "scsi") -> Rig:
+    unit = UNITS[kind]()
 
     def may_write(nexus: int) -> bool:
         write = unit.write(NEXUSES[nexus], nexus, b"x")
@@ -22,12 +27,13 @@ def fake_rig() -> Rig:
 
     first, second, third = (unit.connect(nexus) for nexus in NEXUSES)
     ports: tuple[ReservationPort, ReservationPort, ReservationPort] = (first, second, third)
-    return Rig(ports=ports, may_write=may_write)
+    return Rig(ports=ports, may_write=may_write, traits=PROFILES[kind])
 
 
+@pytest.mark.parametrize("kind", UNITS)
 @pytest.mark.parametrize("name", CASES)
-def test_fake_keeps_the_contract(name: str) -> None:
-    CASES[name](fake_rig())
+def test_fake_keeps_the_contract(name: str, kind: str) -> None:
+    CASES[name](fake_rig(kind))
 
 
 COUNTED = ("a_registration_raises_the_generation_by_one",)
@@ -105,10 +111,24 @@ def test_random_operations_are_the_same_for_a_seed() -> None:
     assert list(random_operations(5, 50)) == list(random_operations(5, 50))
 
 
-def test_fake_survives_random_operations_with_one_holder_at_most() -> None:
-    rig = fake_rig()
+@pytest.mark.parametrize("kind", UNITS)
+def test_fake_survives_random_operations_with_one_holder_at_most(kind: str) -> None:
+    rig = fake_rig(kind)
     for operation in random_operations(1, 3000):
         outcome(rig, operation)
         state = rig.state()
         if state.type is not None and not state.type.all_registrants:
             assert len([registrant for registrant in state.registrants if registrant.holder]) == 1
+
+
+def test_the_kinds_differ_where_the_documentation_says_so_and_the_comparison_finds_it() -> None:
+    """The same commands to both fakes: if the comparison could not tell them apart, it could find no fault either."""
+    scsi, nvme = fake_rig("scsi"), fake_rig("nvme")
+    told = set()
+    for operation in random_operations(3, 3000):
+        there, here = outcome(nvme, operation), outcome(scsi, operation)
+        if there != here and not explanation(operation, there, here, nvme.traits):
+            told.add(operation.what)
+            scsi.reset()
+            nvme.reset()
+    assert told == {"register", "reserve", "preempt", "release"}

@@ -13,6 +13,7 @@ from hactl.controller import (
     Assigned,
     Event,
     LeaseChanged,
+    Noticed,
     Phase,
     Run,
     Step,
@@ -189,6 +190,20 @@ def test_a_lost_handle_takes_everything_down_address_first() -> None:
     assert volume.lost
     volume, asked = run_all(volume)
     assert asked[:5] == [Step.SHUT, Step.UNEXPORT, Step.UNTRACK, Step.UNMOUNT, Step.FORGET]
+
+
+def test_a_notice_verifies_the_handle_at_once_but_only_where_there_is_one() -> None:
+    volume, runs = feed(serving(), Tick(now_ms=9000), StepDone(step=Step.VERIFY), Tick(now_ms=9001))
+    assert runs == [Run(step=Step.VERIFY)] and volume.running is None
+    volume, runs = feed(volume, Noticed())
+    assert runs == [Run(step=Step.VERIFY)]
+    again, runs = feed(volume, Noticed())
+    assert runs == [], "one check at a time; the next follows this one at once"
+    again, runs = feed(again, StepDone(step=Step.VERIFY), Tick(now_ms=9001))
+    assert runs == [Run(step=Step.VERIFY)]
+    for phase in set(Phase) - controller.CHECKED_PHASES:
+        elsewhere = replace(volume, phase=phase, running=Step.LISTEN)
+        assert elsewhere.step(Noticed()) == (elsewhere, ())
 
 
 def test_a_lost_file_system_is_unmounted_by_force() -> None:
