@@ -22,10 +22,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fencing._disk import open_lun, wwid
+from fencing._disk import DiskLabels, in_use, open_lun, size_bytes, wwid
+from fencing._sgutils import SgPort
 from fencing._threads import Threads
 from fencing.acquisition import acquire, fence, stamp
 from fencing.errors import FencingError, LostRace
@@ -166,7 +168,21 @@ def find(wwids: list[str]) -> list[Lun]:
                 found[wwid(f"/dev/{path.name}")] = f"/dev/{path.name}"
             except OSError:
                 continue
-    return [open_lun(each if each.startswith("/dev/") else found.get(each) or _missing(each)) for each in wwids]
+    return [
+        one_nexus(each) if each.startswith("/dev/") else open_lun(found.get(each) or _missing(each)) for each in wwids
+    ]
+
+
+def one_nexus(device: str) -> Lun:
+    """A SCSI disk by this path alone, though it may be one of several on this host: here each is a node of its own."""
+    name = wwid(device)
+    return Lun(
+        wwid=name,
+        port=SgPort(device),
+        labels=DiskLabels(device, name),
+        in_use=partial(in_use, device),
+        size_bytes=partial(size_bytes, device),
+    )
 
 
 def _missing(name: str) -> str:
