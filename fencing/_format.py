@@ -247,8 +247,8 @@ def relabel_volume(
 ) -> Label:
     """Give a disk whose label is lost or damaged a new one; its file system stays as it is.
 
-    `new` says what the old label said. FormatRefused if a label can still be read, or if there is no data
-    partition.
+    For a volume on one LUN. `new` says what the old label said. FormatRefused if a label can still be read, or if
+    there is no data partition.
     """
     lun = open_lun(device)
     try:

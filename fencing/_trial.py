@@ -1,10 +1,11 @@
 """Takes a set of LUNs over and over as one node, on command: for races between nodes and for measurements.
 
-    python3 -m fencing._trial NODE RECORD WWID...
+    python3 -m fencing._trial NODE RECORD LUN...
 
-NODE is this node's number in a cluster of the trial's own, RECORD a file for its epochs. It destroys what is on the
-LUNs. Commands are JSON objects, one a line on stdin; each is answered by one line. All of it is the shipped way to a
-handle: `acquisition.acquire` through the ports of `_disk.open_lun`, at once on many LUNs by `_threads.Threads`.
+NODE is this node's number in a cluster of the trial's own, RECORD a file for its epochs, LUN a WWID or, where a host
+has several nexuses to one unit, a device. It destroys what is on the LUNs. Commands are JSON objects, one a line on
+stdin; each is answered by one line. All of it is the shipped way to a handle: `acquisition.acquire` through the ports
+of `_disk.open_lun`, at once on many LUNs by `_threads.Threads`.
 
     {"do": "make"}       writes the labels of a new volume on all LUNs, whoever has them
     {"do": "acquire"}    takes it. "delay_ms": first waits; "pause": [N, MS]: all of this process stops before the Nth
@@ -21,10 +22,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fencing._disk import open_lun, wwid
+from fencing._disk import DiskLabels, in_use, open_lun, size_bytes, wwid
+from fencing._sgutils import SgPort
 from fencing._threads import Threads
 from fencing.acquisition import acquire, fence, stamp
 from fencing.errors import FencingError, LostRace
@@ -165,10 +168,24 @@ def find(wwids: list[str]) -> list[Lun]:
                 found[wwid(f"/dev/{path.name}")] = f"/dev/{path.name}"
             except OSError:
                 continue
-    return [open_lun(found[each]) if each in found else _missing(each) for each in wwids]
+    return [
+        one_nexus(each) if each.startswith("/dev/") else open_lun(found.get(each) or _missing(each)) for each in wwids
+    ]
 
 
-def _missing(name: str) -> Lun:
+def one_nexus(device: str) -> Lun:
+    """A SCSI disk by this path alone, though it may be one of several on this host: here each is a node of its own."""
+    name = wwid(device)
+    return Lun(
+        wwid=name,
+        port=SgPort(device),
+        labels=DiskLabels(device, name),
+        in_use=partial(in_use, device),
+        size_bytes=partial(size_bytes, device),
+    )
+
+
+def _missing(name: str) -> str:
     raise OSError(f"no disk {name} is seen here")
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hwlab import strategy
-from hwlab.lunrace import Racer, farm, must
-from hwlab.protocols import Lab, Progress
+from hwlab.lunrace import Racer, must, place
+from hwlab.protocols import Host, Lab, Progress
 from hwlab.topology import Role
 
 ROUNDS = 20
@@ -46,17 +46,18 @@ def run(lab: Lab, say: Progress, *, rounds: int = ROUNDS, sizes: Sequence[int] =
     nodes = strategy.with_role(lab, Role.NODE)[:2]
     strategy.install(nodes, say)
     results = []
-    with farm(lab, max(sizes), SIZE_MB, SERIAL, say) as wwids:
+    with place(lab, max(sizes), SIZE_MB, SERIAL, say) as where:
         for luns in sizes:
             say(f"{luns} LUNs: {rounds} takeovers")
-            results.append(_measured(nodes, wwids[:luns], rounds))
+            takers = [(host, named[:luns]) for host, named in where.nodes[:2]]
+            results.append(_measured(takers, luns, rounds))
     return results
 
 
-def _measured(nodes: Sequence[Any], wwids: Sequence[str], rounds: int) -> Result:
-    result = Result(luns=len(wwids))
+def _measured(nodes: Sequence[tuple[Host, Sequence[str]]], luns: int, rounds: int) -> Result:
+    result = Result(luns=luns)
     with ExitStack() as stack:
-        takers = [Racer(host, number, wwids) for number, host in enumerate(nodes, start=1)]
+        takers = [Racer(host, number, named) for number, (host, named) in enumerate(nodes, start=1)]
         for taker in takers:
             stack.callback(taker.end)
         must(takers[0].ask(do="make"))

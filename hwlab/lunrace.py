@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,15 +47,20 @@ KINDS = ("plain", "plain", "plain", "paused", "paused", "ended", "frozen")
 class Racer:
     """The process on one node that takes the LUNs on command."""
 
-    def __init__(self, host: Host, number: int, wwids: Sequence[str]) -> None:
+    def __init__(self, host: Host, number: int, luns: Sequence[str]) -> None:
+        """`luns`: WWIDs or devices."""
         self.host, self.number = host, number
-        self._wwids = wwids
+        self._luns = luns
         self.begin()
+
+    @property
+    def name(self) -> str:
+        return f"n{self.number}"
 
     def begin(self) -> None:
         """Start the process, or another one in its place. LabError if it does not see the LUNs."""
         argv = ["env", f"PYTHONPATH={LIB_DIR}:/opt/hactl/site", "python3", "-u", "-m", "fencing._trial"]
-        argv += [str(self.number), "/var/lib/hwlab/trial-epoch", *self._wwids]
+        argv += [str(self.number), f"/var/lib/hwlab/trial-epoch-{self.number}", *self._luns]
         pipe = subprocess.PIPE
         self._process = self.host.command.start(argv, stdin=pipe, stdout=pipe)
         if not self.answer().get("ready"):
@@ -103,9 +108,50 @@ class Outcome:
         return Verdict.UNKNOWN if self.holes else Verdict.VALID
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where LUNs are: `target` has their tables; each of `nodes` is a host, and how it names them."""
+
+    target: Host
+    nodes: Sequence[tuple[Host, Sequence[str]]]
+
+    @property
+    def alone(self) -> bool:
+        """Are all nodes on one host, and that the target?"""
+        return {host.name for host, _ in self.nodes} == {self.target.name}
+
+
+def place(lab: Lab, count: int, size_mb: int, serial: str, say: Progress) -> AbstractContextManager[Place]:
+    """On the lab's target over iSCSI; in a lab without one, on its first host alone (tcm_loop)."""
+    if any(host.role is Role.TARGET for host in lab.hosts.values()):
+        return farm(lab, count, size_mb, serial, say)
+    return looped(next(iter(lab.hosts.values())), count, size_mb, serial, say)
+
+
+LOOPED_NODES = 3
+
+
 @contextmanager
-def farm(lab: Lab, count: int, size_mb: int, serial: str, say: Progress) -> Iterator[list[str]]:
-    """So many more LUNs on the lab's target, seen by every node; their WWIDs. They are removed at the end."""
+def looped(host: Host, count: int, size_mb: int, serial: str, say: Progress) -> Iterator[Place]:
+    """So many LUNs of a host's own, which it reaches by three nexuses: each a node of its own."""
+    host.command.put({"/run/lunfarm.py": (PACKAGE_DIR / "lunfarm.py").read_bytes()})
+    host.command.run(["sh", "-c", f"systemctl stop {UDEV}"], timeout_s=120, check=False)
+    host.command.run(["mkdir", "-p", "/etc/target/pr"])  # before the module looks for it
+    host.command.run(["modprobe", "-a", "target_core_file", "tcm_loop", "sd_mod", "sg"], timeout_s=120)
+    host.command.run(["python3", "/run/lunfarm.py", "remove"], timeout_s=300)
+    say(f"making {count} LUNs of {size_mb} MiB on {host.name}, with {LOOPED_NODES} nexuses to each")
+    words = [str(count), str(size_mb), serial, str(LOOPED_NODES)]
+    made = host.command.run(["python3", "/run/lunfarm.py", "loop", *words], timeout_s=600)
+    try:
+        yield Place(target=host, nodes=[(host, devices) for devices in json.loads(made.stdout)["nexuses"]])
+    finally:
+        host.command.run(["python3", "/run/lunfarm.py", "remove"], timeout_s=300, check=False)
+        host.command.run(["sh", "-c", f"systemctl start {UDEV}"], timeout_s=120, check=False)
+
+
+@contextmanager
+def farm(lab: Lab, count: int, size_mb: int, serial: str, say: Progress) -> Iterator[Place]:
+    """So many more LUNs on the lab's target, seen by every node. They are removed at the end."""
     [target] = [host for host in lab.hosts.values() if host.role is Role.TARGET]
     nodes = strategy.with_role(lab, Role.NODE)
     target.command.put({"/run/lunfarm.py": (PACKAGE_DIR / "lunfarm.py").read_bytes()})
@@ -116,7 +162,7 @@ def farm(lab: Lab, count: int, size_mb: int, serial: str, say: Progress) -> Iter
     wwids: list[str] = json.loads(made.stdout)["wwids"]
     try:
         in_parallel(lambda host: see(host, wwids), nodes)
-        yield wwids
+        yield Place(target=target, nodes=[(host, wwids) for host in nodes])
     finally:
         target.command.run(["python3", "/run/lunfarm.py", "remove"], timeout_s=300, check=False)
         for host in nodes:
@@ -158,15 +204,15 @@ def run(lab: Lab, say: Progress, *, races: int = RACES, luns: int = LUNS, seed: 
     strategy.install(nodes, say)
     outcome = Outcome()
     with ExitStack() as stack:
-        wwids = stack.enter_context(farm(lab, luns, SIZE_MB, SERIAL, say))
-        racers = [Racer(host, number, wwids) for number, host in enumerate(nodes, start=1)]
+        where = stack.enter_context(place(lab, luns, SIZE_MB, SERIAL, say))
+        racers = [Racer(host, number, named) for number, (host, named) in enumerate(where.nodes, start=1)]
         for racer in racers:
             stack.callback(racer.end)
         must(racers[0].ask(do="make"))
-        target = next(host for host in lab.hosts.values() if host.role is Role.TARGET)
-        seen = stack.enter_context(watched(target, len(nodes)))
+        seen = stack.enter_context(watched(where.target))
+        kinds = tuple(kind for kind in KINDS if kind != "frozen" or not where.alone)
         for number in range(1, races + 1):
-            race = one_race(dice, number, racers, target)
+            race = one_race(dice, number, racers, where.target, kinds)
             outcome.races.append(race)
             wrong = check_races.judge_race(race, luns)
             outcome.wrong += wrong
@@ -176,7 +222,7 @@ def run(lab: Lab, say: Progress, *, races: int = RACES, luns: int = LUNS, seed: 
                 say(f"{number} races, {len(outcome.wrong)} wrong")
     outcome.changes = len(seen)
     outcome.wrong += check_races.judge_changes(seen)
-    outcome.holes += holes(outcome, len(nodes))
+    outcome.holes += holes(outcome, len(racers))
     return outcome
 
 
@@ -199,10 +245,10 @@ def must(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def one_race(dice: random.Random, number: int, racers: Sequence[Racer], target: Host) -> Raced:
+def one_race(dice: random.Random, number: int, racers: Sequence[Racer], target: Host, kinds: Sequence[str]) -> Raced:
     """Two or three nodes at once; then whoever is left owns all, or acquires again until one does."""
     chosen = dice.sample(list(racers), min(len(racers), dice.choice((2, 2, 3))))
-    kind, unlucky = dice.choice(KINDS), dice.choice(chosen)
+    kind, unlucky = dice.choice(kinds), dice.choice(chosen)
     for racer in chosen:
         word: dict[str, Any] = {"do": "acquire", "delay_ms": round(dice.uniform(0, JITTER_MS), 2)}
         if racer is unlucky and kind == "paused":
@@ -224,8 +270,8 @@ def one_race(dice: random.Random, number: int, racers: Sequence[Racer], target: 
     for racer in racers:
         verdict = racer.ask(do="verify")
         if verdict.get("good"):
-            good[racer.host.name] = str(verdict["key"])
-    ends = {racer.host.name: told(answer) for racer, answer in answers.items()}
+            good[racer.name] = str(verdict["key"])
+    ends = {racer.name: told(answer) for racer, answer in answers.items()}
     return Raced(number=number, kind=kind, owned=owned(target), good=good, ends=ends, again=again)
 
 
@@ -266,7 +312,7 @@ def _shown(key: str) -> str:
 
 
 @contextmanager
-def watched(target: Host, nodes: int) -> Iterator[list[tuple[str, Owned]]]:
+def watched(target: Host) -> Iterator[list[tuple[str, Owned]]]:
     """Every change of a LUN's registrations that the witness on the target sees meanwhile, in order."""
     source = (PACKAGE_DIR / "witness.py").read_bytes()
     target.command.put({"/run/witness.py": source})
