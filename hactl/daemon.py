@@ -31,6 +31,7 @@ from hactl.controller import Phase
 from hactl.errors import HaError, OutcomeUnknown, RequestRefused
 from hactl.interpret import Gate
 from hactl.journal import Journal
+from hactl.judged import Judgements
 from hactl.leader import Leader
 from hactl.members import Members
 from hactl.messages import Assign, Message, Reply, Report, Request, Rescan
@@ -38,6 +39,7 @@ from hactl.parcel import Parcels
 from hactl.placement import Facts
 from hactl.record import Records, Takeover
 from hactl.runtime import Clock
+from hactl.trials import Trials, helper_argv
 from hactl.verbs import Verbs
 from hactl.volumes import VolumeSet
 from hactl.witness import Witness
@@ -154,6 +156,14 @@ class Daemon:
             log=self.journal.say,
             changed=self._changed,
         )
+        self.trials = Trials(
+            me=config.me,
+            argv=lambda: helper_argv(config.identity.tag, config.number),
+            judgements=Judgements(paths.stable),
+            send=self._send,
+            log=self.journal.say,
+            clock=clock.monotonic_s,
+        )
         self.boot = uuid.uuid4().hex[:12]
         self._assign: Assign | None = None
         self._assign_at_ms = 0
@@ -236,6 +246,8 @@ class Daemon:
                 self._scan_now.set()
             case messages.Offer() | messages.Known() | messages.Ask():
                 self.changes.take(sender, message, self.view)
+            case messages.Trial() | messages.Tried():
+                self.trials.take(sender, message)
             case messages.Finished():
                 self.records.append_foreign(message.takeover)
 
@@ -417,6 +429,7 @@ class Daemon:
         await self._stop.wait()
 
     async def _end(self) -> None:
+        await self.trials.close()
         self.volumes.close()
         self.witness.close()
         self.nodewatch.close()

@@ -165,7 +165,26 @@ class Ask:
     digest: str
 
 
-Message = Offer | Known | Ask | Report | Assign | Request | Reply | Rescan | Finished
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One act of a preflight (`trials.py`), to be done once however often it comes: `act` on the device `wwid`."""
+
+    ident: str
+    session: str
+    act: str
+    wwid: str
+    args: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What came of it: JSON text, `{"ok": {...}}` or `{"error": TEXT}`."""
+
+    ident: str
+    answer: str
+
+
+Message = Offer | Known | Ask | Report | Assign | Request | Reply | Rescan | Finished | Trial | Tried
 _KINDS: dict[str, type[Message]] = {
     "report": Report,
     "assign": Assign,
@@ -176,6 +195,8 @@ _KINDS: dict[str, type[Message]] = {
     "offer": Offer,
     "known": Known,
     "ask": Ask,
+    "trial": Trial,
+    "tried": Tried,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
