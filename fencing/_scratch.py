@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from fencing._disk import DiskLabels, _ask_not_to_rescan, in_use, open_lun, size_bytes, wwid
 from fencing._format import contents
 from fencing._nodefacts import head_of, path_names
+from fencing.asking import NEVER_REFUSED
 from fencing.errors import CONFLICT, LabelError, NotDelivered, PortError
 from fencing.model import cluster_tag
 from fencing.port import Lun, ReservationPort
-from fencing.preflight import NEVER_REFUSED
 from fencing.stamp import BLOCK_BYTES, only_stamps
 from fencing.trial import MIB, SCRATCH_BYTES, SCRATCH_END, SCRATCH_OFFSET
 

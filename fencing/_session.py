@@ -38,8 +38,9 @@ class Session:
         ident = ""
         try:
             body = json.loads(line)
-            ident, act, wwid, args = str(body["ident"]), str(body["act"]), str(body["wwid"]), dict(body["args"])
-            return {"ident": ident, "ok": self._do(act, wwid, {str(name): str(word) for name, word in args.items()})}
+            ident = str(body["ident"])
+            args = {str(name): str(word) for name, word in dict(body["args"]).items()}
+            return {"ident": ident, "ok": self._do(str(body["act"]), str(body["wwid"]), args)}
         except (TrialRefused, FencingError, OSError) as error:
             return {"ident": ident, "error": str(error)}
         except (ValueError, KeyError, TypeError, AttributeError) as wrong:

@@ -15,6 +15,9 @@ from fencing.model import OUR_TYPE, PROBE_EPOCH, Key, show_key
 from fencing.promises import Evidence, Promise
 from fencing.stamp import BLOCKS
 
+NEVER_REFUSED = "never refused"
+"""How a writer ended that had to be stopped."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fencing.asking import NEVER_REFUSED
 from fencing.errors import CONFLICT
 from fencing.fake import FakeLogicalUnit, FakeWrite, WriteState
 from fencing.port import ReservationPort
@@ -17,7 +18,6 @@ from fencing.trial import SCRATCH_OFFSET
 
 FIRST_BLOCK = SCRATCH_OFFSET // BLOCK_BYTES
 ACKNOWLEDGED = 64
-NEVER_REFUSED = "never refused"
 
 
 class FakeDisk:

@@ -17,13 +17,12 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fencing.asking import Answer, Asking, Nexus, Part, Say, Unprepared, Yielded
+from fencing.asking import NEVER_REFUSED, Answer, Asking, Nexus, Part, Say, Unprepared, Yielded
 from fencing.nodefacts import NodeFacts, judge_names, judge_same
 from fencing.promises import Finding, Promise
 from fencing.stamp import BLANK
 from fencing.verdict import ABSENT_NODE
 
-NEVER_REFUSED = "never refused"
 FLOOD_WRITES_MIN = 32
 """So many writes of the old owner must have been acknowledged before it is fenced: the rest is in flight."""
 FLOOD_POLLS = 40

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from hwlab.topology import Role
 pytestmark = pytest.mark.lab
 
 LAB = "preflight"
+PORTAL = "10.77.2.10:3260"
+TARGET = "iqn.2026-11.org.hactl:san1"
 SCRATCH = 3 << 20, 4 << 20
 STORE = "/sys/kernel/config/target/core/iblock_0/v1"
 # Another LIO disk over the same medium with the same identity, which takes the place of the first one on n2 alone: two
@@ -155,15 +157,38 @@ def test_a_disk_in_use_or_not_empty_is_only_looked_at(bench: Bench) -> None:
         bench.sh(node, "blockdev --flushbufs /dev/sda")
 
 
-def test_two_nodes_with_one_initiator_name_are_found(bench: Bench) -> None:
-    own = bench.sh("n2", "cat /etc/iscsi/initiatorname.iscsi")
-    other = bench.sh("n1", "cat /etc/iscsi/initiatorname.iscsi")
-    try:
-        bench.sh("n2", f"echo '{other}' > /etc/iscsi/initiatorname.iscsi; systemctl restart iscsid; {LOGIN}")
-        code, verdicts, report = bench.preflight("--read-only")
-        assert (code, verdicts["unique-names"]) == (5, "broken"), report
-    finally:
-        bench.sh("n2", f"echo '{own}' > /etc/iscsi/initiatorname.iscsi; systemctl restart iscsid; {LOGIN}")
+@pytest.fixture
+def second_path(bench: Bench) -> Iterator[Callable[[str], None]]:
+    """Another session of n2, by the initiator name that it is given."""
+
+    def log_in(name: str) -> None:
+        made = f"-m iface -I second -o new; iscsiadm -m iface -I second -o update -n iface.initiatorname -v {name}"
+        bench.sh("n2", f"iscsiadm {made}; iscsiadm -m node -T {TARGET} -p {PORTAL} -I second -o new")
+        bench.sh("n2", f"iscsiadm -m node -T {TARGET} -p {PORTAL} -I second -l")
+        bench.sh("n2", "for i in $(seq 100); do [ -b /dev/sdb ] && exit; sleep 0.1; done; exit 1")
+
+    yield log_in
+    bench.sh("n2", f"iscsiadm -m node -T {TARGET} -p {PORTAL} -I second -u")
+    bench.sh("n2", f"iscsiadm -m node -T {TARGET} -p {PORTAL} -I second -o delete")
+    bench.sh("n2", "iscsiadm -m iface -I second -o delete")
+
+
+def test_every_path_of_a_node_is_tried(bench: Bench, second_path: Callable[[str], None]) -> None:
+    second_path("iqn.2026-11.org.hactl:n2-second")
+    before = bench.digest()
+    code, _, report = bench.preflight("--rounds", "2")
+    assert code == 0, report
+    assert [path["path"] for path in report["paths"] if path["node"] == "n2"] == ["/dev/sda", "/dev/sdb"]
+    assert "3 registrants of 2 nodes" in json.dumps(report)
+    assert bench.digest() == before
+
+
+def test_two_nodes_with_one_initiator_name_are_found(bench: Bench, second_path: Callable[[str], None]) -> None:
+    name = bench.sh("n1", "cat /sys/class/iscsi_session/*/initiatorname").split()[0]
+    second_path(name)
+    code, verdicts, report = bench.preflight("--read-only")
+    assert (code, verdicts["unique-names"]) == (5, "broken"), report
+    assert f"n1 and n2 have the same iSCSI initiator name: {name}" in json.dumps(report)
 
 
 def test_a_path_that_gives_errors_is_found(bench: Bench) -> None:
