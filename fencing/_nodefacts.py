@@ -44,16 +44,6 @@ def head_of(paths: list[str]) -> str:
     return paths[0]
 
 
-def device_wwid(device: str) -> str:
-    """The WWID of a whole disk; of a multipath device that of its paths. OSError if there is none."""
-    name = os.path.basename(os.path.realpath(device))
-    disk = SYSFS / "class/block" / name
-    if _text(disk / "dm/uuid").startswith("mpath-"):
-        for path in sorted((disk / "slaves").iterdir()):
-            return wwid(f"/dev/{path.name}")
-    return wwid(device)
-
-
 def _disks(wanted: Iterable[str]) -> dict[str, list[str]]:
     """Kernel names of whole disks by WWID, without the devices that the kernel made of others."""
     found: dict[str, list[str]] = {}

@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from fencing._disk import DiskLabels, _ask_not_to_rescan, in_use, open_lun, size_bytes, wwid
 from fencing._format import contents
 from fencing._nodefacts import head_of, path_names
+from fencing._sgutils import SgPort
 from fencing.asking import NEVER_REFUSED
 from fencing.errors import CONFLICT, LabelError, NotDelivered, PortError
 from fencing.model import cluster_tag
-from fencing.port import Lun, ReservationPort
+from fencing.port import ReservationPort
 from fencing.stamp import BLOCK_BYTES, only_stamps
 from fencing.trial import MIB, SCRATCH_BYTES, SCRATCH_END, SCRATCH_OFFSET
 
@@ -44,7 +45,7 @@ class ScratchDisk:
         if not self._paths:
             raise OSError(errno.ENODEV, f"no disk with the WWID {name} on this node")
         self._head = head_of(self._paths)
-        self._luns: dict[str, Lun] = {}
+        self._ports: dict[str, ReservationPort] = {}
         self._readers: dict[str, int] = {}
         self._writers: dict[str, int] = {}
         self._flood: _Flood | None = None
@@ -54,15 +55,15 @@ class ScratchDisk:
 
     def port(self, path: str) -> ReservationPort:
         """OSError if it cannot be opened. One whose disk the kernel made anew since is opened again."""
-        lun = self._luns.get(path)
-        if lun is not None and _is_gone(lun.port):
-            lun.close()
-            lun = None
-        if lun is None:
-            lun = self._luns[path] = open_lun(path)
-            if lun.wwid != self._wwid:
-                raise OSError(errno.ENODEV, f"{path} is {lun.wwid} now, was {self._wwid}")
-        return lun.port
+        port = self._ports.get(path)
+        if port is not None and not _is_gone(port):
+            return port
+        if port is not None:
+            self._ports.pop(path).close()
+        if wwid(path) != self._wwid:
+            raise OSError(errno.ENODEV, f"{path} is another disk now")
+        self._ports[path] = opened = _open_port(path)
+        return opened
 
     def hindrance(self) -> str:
         if size_bytes(self._head) < CHECKED_BYTES:
@@ -145,8 +146,8 @@ class ScratchDisk:
         return flood.end(wait_s) if flood else {}
 
     def close(self) -> None:
-        for lun in self._luns.values():
-            lun.close()
+        for port in self._ports.values():
+            port.close()
         for descriptor in (*self._readers.values(), *self._writers.values()):
             os.close(descriptor)
 
@@ -215,6 +216,11 @@ class _Flood:
                     break
                 self._counts[number] += 1
         self._ended.append(why)
+
+
+def _open_port(path: str) -> ReservationPort:
+    """The one nexus of a path: `open_lun` would join all paths of a SCSI disk. NVMe registers hosts, not paths."""
+    return SgPort(path) if os.path.basename(path).startswith("sd") else open_lun(path).port
 
 
 def _region(number: int) -> int:

@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from fencing._disk import open_lun
+from fencing._disk import wwid as wwid_of
 from fencing._format import FILE_SYSTEMS, NewVolume, format_set
-from fencing._nodefacts import device_wwid
 from fencing.errors import FencingError
 from fencing.model import PROBE_EPOCH
 from fencing.port import ReservationPort
@@ -78,8 +78,7 @@ def refuse_unfit(device: str, cluster: Config, purpose: str, force: bool) -> lis
 def known_risks(device: str, accepted: bool) -> list[str]:
     """What the last preflight of the device found broken. Ends the process with a clear line unless it is accepted."""
     try:
-        wwid = device_wwid(device)
-        judged = Judgements(STABLE).of(wwid)
+        judged = Judgements(STABLE).of(wwid_of(device))
     except OSError as wrong:
         fail(f"{device}: {wrong.strerror or wrong}", Exit.USAGE)
     except HaError as wrong:

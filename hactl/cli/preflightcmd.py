@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from fencing._nodefacts import device_wwid
+from fencing._disk import wwid as wwid_of
 from fencing.preflight import Options
 from fencing.promises import Verdict
 from hactl.cli import render
@@ -95,7 +95,7 @@ def _wwids(devices: tuple[str, ...]) -> dict[str, str]:
     named: dict[str, str] = {}
     for device in devices:
         try:
-            wwid = device_wwid(device)
+            wwid = wwid_of(device)
         except OSError as wrong:
             fail(f"{device}: {wrong.strerror or wrong}", Exit.USAGE)
         if " " in wwid:

@@ -246,8 +246,3 @@ def test_only_names_in_use_are_told(sysfs: Path) -> None:
     names = _nodefacts.node_facts([])["names"]
     assert names["iSCSI initiator name"] == ["iqn.n2"]
     assert names["NVMe host identifier"] == [] and names["FC port name"] == []
-
-
-def test_a_multipath_device_has_the_wwid_of_its_paths(sysfs: Path) -> None:
-    assert _nodefacts.device_wwid("/dev/dm-0") == "naa.1"
-    assert _nodefacts.device_wwid("/dev/sdb") == "naa.1"

@@ -141,7 +141,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         {"name": "w1", "state": "alive", "votes_only": True}
     ]
     monkeypatch.setattr(preflightcmd, "ask", lambda verb: {"me": "n1", "nodes": nodes})
-    monkeypatch.setattr(preflightcmd, "device_wwid", lambda device: f"naa.{device[-1]}")
+    monkeypatch.setattr(preflightcmd, "wwid_of", lambda device: f"naa.{device[-1]}")
     monkeypatch.setattr("os.uname", lambda: type("U", (), {"nodename": "n1"})())
 
     def run_command(cluster: Cluster, *words: str) -> Result:
@@ -195,7 +195,7 @@ def test_what_is_no_disk_is_refused_with_nothing_asked(command: Any, monkeypatch
     def no_disk(device: str) -> str:
         raise OSError(15, "not a block device", device)
 
-    monkeypatch.setattr(preflightcmd, "device_wwid", no_disk)
+    monkeypatch.setattr(preflightcmd, "wwid_of", no_disk)
     cluster = tagged()
     done = command(cluster)
     assert done.exit_code == 2 and "not a block device" in done.output and cluster.acts == []

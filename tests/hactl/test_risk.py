@@ -35,7 +35,7 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(diskcmd, "ask", lambda verb: {"volumes": []})
     monkeypatch.setattr(diskcmd, "STABLE", tmp_path)
-    monkeypatch.setattr(diskcmd, "device_wwid", lambda device: "naa.1")
+    monkeypatch.setattr(diskcmd, "wwid_of", lambda device: "naa.1")
     monkeypatch.setattr(diskcmd, "_check_stack", lambda new, disks: None)
     monkeypatch.setattr(diskcmd, "format_set", format_set)
     monkeypatch.setattr(diskcmd, "checked_device", lambda device, run: [CheckResult(name="a", ok=True, detail="")])
