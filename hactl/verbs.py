@@ -241,11 +241,11 @@ class Verbs:
     async def trial(self, args: Args) -> dict[str, Any]:
         """One act of a preflight on one node (`trials.py`); `args` of the act as JSON, `timeout_s` for the answer."""
         try:
-            node, timeout_s, words = args["node"], float(args["timeout_s"]), json.loads(args["args"])
+            node, timeout_s, words = args["node"], float(args["timeout_s"]), dict(json.loads(args["args"]))
             trial = Trial(
                 ident=uuid.uuid4().hex, session=args["session"], act=args["act"], wwid=args["wwid"], args=words
             )
-        except (KeyError, ValueError) as wrong:
+        except (KeyError, ValueError, TypeError) as wrong:
             raise HaError(f"trial: {wrong!r}: are hactl and hactld of one version?") from wrong
         if node not in self._daemon.config.numbers:
             raise RequestRefused(f"there is no node {node!r}")

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hactl.errors import HaError, OutcomeUnknown, RequestRefused
 from hactl.judged import Judged, Judgements
 from hactl.messages import Message, Trial, Tried
 from hactl.trials import Trials
+from hactl.verbs import CHANGING, Verbs
 
 # answers with what it was asked, refuses "bad", and dies at "die"; its last line tells that its input ended
 HELPER = """
@@ -205,3 +207,37 @@ def test_a_device_with_any_wwid_has_a_file_of_its_own(tmp_path: Path) -> None:
         found = kept.of(wwid)
         assert found is not None and found.wwid == wwid
     assert len(list((tmp_path / "preflight").iterdir())) == 4
+
+
+# -- the verb ---------------------------------------------------------------------------------------------------
+
+
+def verb(**args: str) -> Any:
+    asked: list[tuple[str, Trial, float]] = []
+
+    async def ask(node: str, trial: Trial, timeout_s: float) -> dict[str, Any]:
+        asked.append((node, trial, timeout_s))
+        return {"ok": {}}
+
+    daemon: Any = SimpleNamespace(
+        config=SimpleNamespace(numbers={"n1": 1, "n2": 2}), trials=SimpleNamespace(ask=ask)
+    )
+    assert asyncio.run(Verbs(daemon).trial(args)) == {"ok": {}}
+    return asked[0]
+
+
+PATH = '{"path": "/dev/sda"}'
+WORDS = {"node": "n2", "session": "s", "act": "state", "wwid": "naa.1", "args": PATH, "timeout_s": "7"}
+
+
+def test_the_verb_passes_an_act_on_and_only_root_may_ask_for_it() -> None:
+    node, trial, timeout_s = verb(**WORDS)
+    assert (node, trial.act, trial.wwid, timeout_s) == ("n2", "state", "naa.1", 7.0)
+    assert trial.args == {"path": "/dev/sda"} and trial.ident != verb(**WORDS)[1].ident
+    assert "trial" in CHANGING
+
+
+@pytest.mark.parametrize("wrong", [{"node": "n9"}, {"args": "{"}, {"timeout_s": "soon"}, {"args": "[1]"}])
+def test_a_request_that_is_not_understood_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(HaError):
+        verb(**{**WORDS, **wrong})
