@@ -89,6 +89,7 @@ class NewVolume:
     grace_s: int
     wanted: str = "stopped"
     stack: str = ""
+    risk: str = ""
 
 
 class Join(Protocol):
@@ -364,6 +365,7 @@ def _first_label(new: NewVolume, identity: Identity, luns: Sequence[Lun], epoch:
         member=0,
         sizes=tuple(lun.size_bytes() for lun in luns),
         stack=new.stack,
+        risk=new.risk,
     )
 
 

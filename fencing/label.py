@@ -7,8 +7,8 @@ A volume on several LUNs has a label on each. All of them name the whole set (`w
 member it is, so that a LUN that is a copy of another one, or that got another identity, or that lost some of its
 bytes, is found out before anything is written to any of them.
 
-Format 1 knows no `member`, `sizes` and `stack`. A label without them is written as format 1, so that an older hactl on
-another node can still read it; they come with the first label that is made with them.
+Format 1 knows no `member`, `sizes`, `stack` and `risk`. A label without them is written as format 1, so that an older
+hactl on another node can still read it; they come with the first label that is made with them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _HEADER = struct.Struct("<16sIIQ")
 _SUM_BYTES = 32
 PAYLOAD_OFFSET = _HEADER.size + _SUM_BYTES
 PAYLOAD_BYTES_MAX = {1: BLOCK_BYTES - PAYLOAD_OFFSET, 2: LABEL_BYTES_MAX - PAYLOAD_OFFSET}
-_SINCE_2 = ("member", "sizes", "stack")
+_SINCE_2 = ("member", "sizes", "stack", "risk")
 
 NO_MEMBER = -1
 DAMAGED = "damaged"
@@ -60,7 +60,8 @@ class Label:
 
     `wwids` names all LUNs of the volume, `sizes` how many bytes each had when it was made (empty: not recorded),
     `member` which of them carries this label (NO_MEMBER: not recorded). `stack` says what joins them (`fs/stack.py`);
-    "" is one LUN without anything in between.
+    "" is one LUN without anything in between. `risk` names what its storage was known not to keep when it was made, and
+    somebody accepted ("" = nothing).
     """
 
     cluster_uuid: str
@@ -81,6 +82,7 @@ class Label:
     member: int = NO_MEMBER
     sizes: tuple[int, ...] = ()
     stack: str = ""
+    risk: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.epoch <= EPOCH_MAX:
@@ -101,7 +103,7 @@ class Label:
     @property
     def format(self) -> int:
         """The lowest version that can say all of this."""
-        return 2 if self.sizes or self.stack or self.member != NO_MEMBER else 1
+        return 2 if self.sizes or self.stack or self.risk or self.member != NO_MEMBER else 1
 
     def on(self, wwid: str) -> Label:
         """The same label as that LUN of the set carries it. ValueError if it is none of the set."""

@@ -32,6 +32,7 @@ from hactl.errors import HaError, OutcomeUnknown, RequestRefused
 from hactl.fencewatch import FenceWatch
 from hactl.interpret import Gate
 from hactl.journal import Journal
+from hactl.judged import Judgements
 from hactl.leader import Leader
 from hactl.members import Members
 from hactl.messages import Assign, Message, Reply, Report, Request, Rescan
@@ -39,6 +40,7 @@ from hactl.parcel import Parcels
 from hactl.placement import Facts
 from hactl.record import Records, Takeover
 from hactl.runtime import Clock
+from hactl.trials import Trials, helper_argv
 from hactl.verbs import Verbs
 from hactl.volumes import VolumeSet
 from hactl.witness import Witness
@@ -156,6 +158,14 @@ class Daemon:
             changed=self._changed,
         )
         self.fence_watch = FenceWatch(self.volumes.running, self.journal.say)
+        self.trials = Trials(
+            me=config.me,
+            argv=lambda: helper_argv(config.identity.tag, config.number),
+            judgements=Judgements(paths.stable),
+            send=self._send,
+            log=self.journal.say,
+            clock=clock.monotonic_s,
+        )
         self.boot = uuid.uuid4().hex[:12]
         self._assign: Assign | None = None
         self._assign_at_ms = 0
@@ -238,6 +248,8 @@ class Daemon:
                 self._scan_now.set()
             case messages.Offer() | messages.Known() | messages.Ask():
                 self.changes.take(sender, message, self.view)
+            case messages.Trial() | messages.Tried():
+                self.trials.take(sender, message)
             case messages.Finished():
                 self.records.append_foreign(message.takeover)
 
@@ -421,6 +433,7 @@ class Daemon:
         await self._stop.wait()
 
     async def _end(self) -> None:
+        await self.trials.close()
         self.volumes.close()
         self.witness.close()
         self.nodewatch.close()

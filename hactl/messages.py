@@ -37,8 +37,8 @@ class VolumeReport:
 
     `phase` is a `controller.Phase` value. `holding` says that this node may have the file system mounted, the
     handle or the export, or is about to: until it is false nobody else is sent in by a planned move. `ready` says
-    that it could take the volume now, `why` why not (or what is wrong). `epoch` and `owner` are the label's, as last
-    read.
+    that it could take the volume now, `why` why not (or what is wrong). `epoch`, `owner` and `risk` are the label's, as
+    last read.
     """
 
     phase: str
@@ -54,6 +54,7 @@ class VolumeReport:
     address: str = ""
     device: str = ""
     failed: Order = ORDER_NONE
+    risk: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +166,26 @@ class Ask:
     digest: str
 
 
-Message = Offer | Known | Ask | Report | Assign | Request | Reply | Rescan | Finished
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One act of a preflight (`trials.py`), to be done once however often it comes: `act` on the device `wwid`."""
+
+    ident: str
+    session: str
+    act: str
+    wwid: str
+    args: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What came of it: JSON text, `{"ok": {...}}` or `{"error": TEXT}`."""
+
+    ident: str
+    answer: str
+
+
+Message = Offer | Known | Ask | Report | Assign | Request | Reply | Rescan | Finished | Trial | Tried
 _KINDS: dict[str, type[Message]] = {
     "report": Report,
     "assign": Assign,
@@ -176,6 +196,8 @@ _KINDS: dict[str, type[Message]] = {
     "offer": Offer,
     "known": Known,
     "ask": Ask,
+    "trial": Trial,
+    "tried": Tried,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 

@@ -120,6 +120,7 @@ def _volume(volume: str, facts: Facts, plan: Plan | None, blocked: Mapping[str, 
         "next": next((name for name in fit if name != server), None),
         "wanted": wanted,
         "address": label.address,
+        "risk": label.risk,
         "owner": label.owner or None,
         "devices": {n: r.device for n, r in sorted(placement.reports_of(volume, facts).items()) if r.device},
         "phases": {n: r.phase for n, r in sorted(placement.reports_of(volume, facts).items())},
@@ -129,6 +130,9 @@ def _volume(volume: str, facts: Facts, plan: Plan | None, blocked: Mapping[str, 
 
 def _problems(volume: str, facts: Facts, wanted: str, server: str, fit: list[str], blocked: str) -> list[str]:
     problems = [blocked] if blocked else []
+    risk = placement.latest(volume, facts).risk
+    if risk:
+        problems.append(f"its storage does not keep what it should ({risk}), which was accepted: docs/preflight.md")
     if wanted == "started" and not [name for name in fit if name != server]:
         problems.append("no other node could take it now")
     for name, report in sorted(placement.reports_of(volume, facts).items()):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hactl import changes, metrics
 from hactl.api import Api, Args, Verb
-from hactl.errors import RequestRefused
+from hactl.errors import HaError, RequestRefused
 from hactl.explain import explain_key
+from hactl.messages import Trial
 from hactl.nodestatus import link_states, node_status
 from hactl.placement import NodeFacts
 from hactl.status import cluster_status, node_reasons
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 CHANGING = frozenset(
     {"move", "start", "stop", "fence", "unfence", "rescan", "drain", "resume", "node-add", "node-remove", "key-rotate"}
-    | {"force-witness"}
+    | {"force-witness", "trial"}
 )
 WATCH_S = 1.0
 WATCH_LINES = 12
@@ -49,6 +52,7 @@ class Verbs:
             "node-remove": self.command("node-remove"),
             "key-rotate": self.command("key-rotate"),
             "force-witness": self.force_witness,
+            "trial": self.trial,
         }
         return Api(verbs, {"watch": self.watch, "events": self.events}, CHANGING)
 
@@ -233,6 +237,19 @@ class Verbs:
             raise RequestRefused("this node hears a majority, or uses the witness already: there is nothing to force")
         self._daemon.nodewatch.witness({"t": "force-witness"})
         return {}
+
+    async def trial(self, args: Args) -> dict[str, Any]:
+        """One act of a preflight on one node (`trials.py`); `args` of the act as JSON, `timeout_s` for the answer."""
+        try:
+            node, timeout_s, words = args["node"], float(args["timeout_s"]), dict(json.loads(args["args"]))
+            trial = Trial(
+                ident=uuid.uuid4().hex, session=args["session"], act=args["act"], wwid=args["wwid"], args=words
+            )
+        except (KeyError, ValueError, TypeError) as wrong:
+            raise HaError(f"trial: {wrong!r}: are hactl and hactld of one version?") from wrong
+        if node not in self._daemon.config.numbers:
+            raise RequestRefused(f"there is no node {node!r}")
+        return await self._daemon.trials.ask(node, trial, timeout_s)
 
     async def rescan(self, args: Args) -> dict[str, str]:
         self._daemon.rescan()

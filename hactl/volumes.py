@@ -214,6 +214,7 @@ class VolumeSet:
             key=handle.key.value if handle else 0,
             address=label.address,
             device=each.luns.describe(),
+            risk=label.risk,
         )
 
     async def tend(self) -> None:

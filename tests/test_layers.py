@@ -15,7 +15,9 @@ TOUCHING = {
     "asyncio", "ctypes", "fcntl", "mmap", "multiprocessing", "os", "select", "selectors", "signal",
     "socket", "subprocess", "threading", "time", "pyroute2", "pyudev",
 }  # fmt: skip
-PURE_HACTL = ("controller", "placement", "messages", "status", "explain", "members", "leader", "nodestatus", "sets")
+PURE_HACTL = (
+    "controller", "placement", "messages", "status", "explain", "members", "leader", "nodestatus", "sets", "preflight",
+)  # fmt: skip
 
 
 def pure_modules() -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from hactl.cli.exits import Exit
+from hactl.errors import HaError, OutcomeUnknown
 
 SOCKET = "/run/hactl/hactl.sock"
 
@@ -45,6 +46,22 @@ def _result(line: bytes) -> Any:
     answer = json.loads(line)
     if not answer["ok"]:
         fail(answer["error"], Exit.UNKNOWN if answer.get("kind") == "OutcomeUnknown" else Exit.REFUSED)
+    return answer["result"]
+
+
+def request(verb: str, wait_s: float, **args: str) -> Any:
+    """As `ask`, but raises: HaError if it was refused, there is no daemon, or it did not answer in time."""
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(wait_s)
+            sock.connect(SOCKET)
+            sock.sendall(json.dumps({"verb": verb, "args": args}).encode() + b"\n")
+            with sock.makefile("rb") as lines:
+                answer = json.loads(lines.readline())
+    except (OSError, ValueError) as lost:
+        raise OutcomeUnknown(f"hactld on this node did not answer ({lost})") from lost
+    if not answer["ok"]:
+        raise HaError(str(answer["error"]))
     return answer["result"]
 
 

@@ -7,17 +7,19 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fencing._disk import open_lun
+from fencing._disk import wwid as wwid_of
 from fencing._format import FILE_SYSTEMS, NewVolume, format_set
 from fencing.errors import FencingError
 from fencing.model import PROBE_EPOCH
 from fencing.port import ReservationPort
+from fencing.promises import Verdict
 from fencing.verdict import CheckResult, check_device
 from fs._assemble import Assembly
 from fs.errors import FsError
@@ -28,6 +30,7 @@ from hactl.cli.exits import Exit
 from hactl.cli.options import config_option, json_option
 from hactl.config import Config, load
 from hactl.errors import HaError
+from hactl.judged import Judgements
 from hactl.record import Records
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")
@@ -62,12 +65,35 @@ def checked_device(device: str, run: Callable[[ReservationPort], list[CheckResul
         lun.close()
 
 
-def refuse_unfit(device: str, cluster: Config, purpose: str, force: bool) -> None:
-    """End the process with a clear line if the device failed a check, unless it is forced."""
+def refuse_unfit(device: str, cluster: Config, purpose: str, force: bool) -> list[str]:
+    """End the process with a clear line if the device failed a check, unless it is forced: then the failed checks."""
     results = checked_device(device, lambda port: check_device(port, cluster.identity.key(PROBE_EPOCH)))
-    bad = "; ".join(f"{each.name}: {each.detail}" for each in results if not each.ok)
-    if bad and not force:
+    failed = [each for each in results if not each.ok]
+    if failed and not force:
+        bad = "; ".join(f"{each.name}: {each.detail}" for each in failed)
         fail(f"{device} does not keep what {purpose} needs ({bad}). Nothing was written", Exit.REFUSED)
+    return [each.name for each in failed]
+
+
+def known_risks(device: str, accepted: bool) -> list[str]:
+    """What the last preflight of the device found broken. Ends the process with a clear line unless it is accepted."""
+    try:
+        judged = Judgements(STABLE).of(wwid_of(device))
+    except OSError as wrong:
+        fail(f"{device}: {wrong.strerror or wrong}", Exit.USAGE)
+    except HaError as wrong:
+        fail(str(wrong), Exit.REFUSED)
+    if judged is None:
+        click.echo(f"  no preflight of {device} is on record; it tells what only several nodes together can find out")
+    if judged is None or judged.verdict != Verdict.BROKEN:
+        return []
+    if not accepted:
+        fail(
+            f"the preflight of {device} found broken: {judged.risk} (docs/preflight.md). Nothing was written; use "
+            f"other storage, or mend it and run the preflight again, or accept it for good with --accept-risk",
+            Exit.REFUSED,
+        )
+    return judged.risk.split(", ")
 
 
 @click.command("add")
@@ -85,6 +111,7 @@ def refuse_unfit(device: str, cluster: Config, purpose: str, force: bool) -> Non
 @click.option("--grace-s", default=10, show_default=True, type=click.IntRange(5, 3600), help="NFSv4 grace.")
 @click.option("--format", "formatting", is_flag=True, help="Write partition table, label and file system.")
 @click.option("--force", is_flag=True, help="Also on disks that are not empty: ALL ON THEM IS LOST.")
+@click.option("--accept-risk", is_flag=True, help="Also on storage that failed `preflight` or `check`.")
 @config_option
 def volume_add(
     name: str,
@@ -93,6 +120,7 @@ def volume_add(
     stack: str | None,
     formatting: bool,
     force: bool,
+    accept_risk: bool,
     config: Path,
     **wanted: Any,
 ) -> None:
@@ -106,8 +134,11 @@ def volume_add(
     known = [each["name"] for each in ask("status")["volumes"]]
     if name in known:
         fail(f"there is a volume {name} already; choose another name", Exit.USAGE)
+    risks: dict[str, None] = {}
     for device in disks:
-        refuse_unfit(device, cluster, "a volume", force)
+        risks |= dict.fromkeys(refuse_unfit(device, cluster, "a volume", force or accept_risk))
+        risks |= dict.fromkeys(known_risks(device, accept_risk))
+    new = replace(new, risk=", ".join(risks))
     records = Records(STABLE, BOOT)
     try:
         label = format_set(

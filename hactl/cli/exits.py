@@ -16,4 +16,4 @@ class Exit(IntEnum):
     UNREACHABLE = 4
     """hactld on this node does not answer."""
     DEGRADED = 5
-    """`status --check` or `check`: it works, but something is wrong."""
+    """`status --check`, `check` or `preflight`: it works, but something is wrong."""

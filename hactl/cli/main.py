@@ -12,6 +12,7 @@ from hactl.cli.diskcmd import check, volume_add
 from hactl.cli.initcmd import init
 from hactl.cli.keyscmd import keys
 from hactl.cli.nodecmd import node
+from hactl.cli.preflightcmd import preflight
 from hactl.cli.volumecmd import volume
 from hactl.cli.witnesscmd import witness
 
@@ -22,13 +23,13 @@ def main() -> None:
     """High availability for storage that several hosts share.
 
     Exit codes: 0 done, 1 refused or failed, 2 wrong usage or configuration (nothing changed), 3 the outcome is not
-    known, 4 hactld does not answer, 5 something is wrong (`status --check`, `check`).
+    known, 4 hactld does not answer, 5 something is wrong (`status --check`, `check`, `preflight`).
     """
 
 
 volume.add_command(volume_add)
 COMMANDS = (init, node, key, volume, witness, status, watch, keys, fence, unfence, history, events, check, timing)
-for command in (*COMMANDS, corosync_conf):
+for command in (*COMMANDS, preflight, corosync_conf):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -167,5 +167,34 @@ def checks(each: list[dict[str, Any]]) -> str:
     return "\n".join(f"{'ok  ' if c['ok'] else 'FAIL'}  {c['name']}: {c['detail']}" for c in each)
 
 
+def preflight(report: dict[str, Any], verbose: bool) -> str:
+    """A device a paragraph: its paths, then each promise, and of those that are not kept what it means and what to
+    do."""
+    return "\n\n".join(_preflighted(each, verbose) for each in report["devices"])
+
+
+_SUMMARY = {
+    "kept": "fit: every promise that was tried is kept",
+    "broken": "NOT FIT for a volume: a promise is broken",
+    "not tested": "not known to be fit: not everything could be tried",
+}
+
+
+def _preflighted(device: dict[str, Any], verbose: bool) -> str:
+    head = ("NODE", "PATH", "DISK", "VIA", "STATE", "MB/s")
+    rows = [(p["node"], p["path"], p["disk"], p["via"], p["state"], p["mb_per_s"]) for p in device["paths"]]
+    lines = [f"{device['device']}  {device['wwid']}", "", table(head, rows), ""]
+    for each in device["promises"]:
+        kept = each["verdict"] == "kept"
+        word = each["verdict"] if kept else each["verdict"].upper()
+        lines.append(f"{word:<11} {each['says']}")
+        if not kept or verbose:
+            lines += [f"              {line}" for line in each["found"]]
+        if not kept:
+            lines += [f"            Means: {each['means']}.", f"            Do: {each['to_do']}."]
+    lines += [f"LEFT BEHIND {line}" for line in device["left"]]
+    return "\n".join([*lines, "", f"{device['device']} is {_SUMMARY[device['verdict']]}."])
+
+
 def show(value: Any, text: str, json_wanted: bool) -> None:
     click.echo(as_json(value) if json_wanted else text)

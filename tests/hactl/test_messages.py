@@ -23,6 +23,8 @@ from hactl.messages import (
     Report,
     Request,
     Rescan,
+    Trial,
+    Tried,
     VolumeReport,
 )
 
@@ -49,6 +51,8 @@ EACH: list[Message] = [
     Offer(term=3, change={"version": 2}, digest="d", secret="s"),
     Known(change={"version": 2}, digest="d", secret="", chosen=True),
     Ask(digest="d"),
+    Trial(ident="i", session="s", act="state", wwid="naa.1", args={"path": "/dev/sda"}),
+    Tried(ident="i", answer="{}"),
 ]
 
 
