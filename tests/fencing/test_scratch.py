@@ -70,9 +70,7 @@ def test_all_that_is_written_lies_in_the_scratch_area(disk: tuple[ScratchDisk, P
 
 
 @pytest.mark.parametrize(("block", "blocks"), [(BLOCKS, 1), (1, BLOCKS), (0, BLOCKS + 1)])
-def test_a_write_that_would_leave_the_area_is_refused(
-    disk: tuple[ScratchDisk, Path], block: int, blocks: int
-) -> None:
+def test_a_write_that_would_leave_the_area_is_refused(disk: tuple[ScratchDisk, Path], block: int, blocks: int) -> None:
     made, path = disk
     with pytest.raises(ValueError, match="scratch area"):
         made.write(made.paths()[0], block, bytes(BLOCK_BYTES) * blocks)

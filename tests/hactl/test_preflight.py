@@ -57,9 +57,7 @@ class Cluster:
         self.acts: list[tuple[str, str]] = []
         self.judged: list[tuple[str, Judged]] = []
 
-    def carry(
-        self, node: str, act: str, wwid: str, args: Mapping[str, str], timeout_s: float = 0
-    ) -> Mapping[str, Any]:
+    def carry(self, node: str, act: str, wwid: str, args: Mapping[str, str], timeout_s: float = 0) -> Mapping[str, Any]:
         self.acts.append((node, act))
         if node in self.silent:
             raise OutcomeUnknown(f"hactld of {node} did not answer")

@@ -219,9 +219,7 @@ def verb(**args: str) -> Any:
         asked.append((node, trial, timeout_s))
         return {"ok": {}}
 
-    daemon: Any = SimpleNamespace(
-        config=SimpleNamespace(numbers={"n1": 1, "n2": 2}), trials=SimpleNamespace(ask=ask)
-    )
+    daemon: Any = SimpleNamespace(config=SimpleNamespace(numbers={"n1": 1, "n2": 2}), trials=SimpleNamespace(ask=ask))
     assert asyncio.run(Verbs(daemon).trial(args)) == {"ok": {}}
     return asked[0]
 

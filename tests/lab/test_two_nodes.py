@@ -17,7 +17,7 @@ from hwlab.labstage import LabStage
 from hwlab.preconditions import preconditions
 from hwlab.protocols import Lab
 
-pytestmark = [pytest.mark.lab, pytest.mark.long]
+pytestmark = pytest.mark.lab
 
 LAB = "twonodes"
 TRIES = 2
