@@ -143,6 +143,9 @@ def ensure_debian_kernel(wanted: str, progress: Progress) -> DebianKernel:
     with _lock():
         version = choose([path.name for path in _root().iterdir() if not path.name.startswith(".")], wanted)
         if version is None:
+            # Of a fetch that was killed: under the lock nobody is at work on it.
+            for leftover in _root().glob(".fetching-*"):
+                shutil.rmtree(leftover)
             with tempfile.TemporaryDirectory(prefix=".fetching-", dir=_root()) as work:
                 version = _Fetch(Path(work), progress).kernel(wanted)
     found = cached_debian_kernel(version)

@@ -96,7 +96,7 @@ def common_words(guest: Guest, *, nic: str, lun_devices: list[str]) -> list[str]
         "hwlab.net=" + ";".join(f"{network},{topology.interface(spec.name, network)}" for network in spec.addresses),
     ]
     # "nompath" is the word of multipath-tools' udev rules for leaving every disk alone.
-    words.append("hwlab.multipath" if topology.multipath else "nompath")
+    words.append("hwlab.multipath" if topology.multipath and spec.role is Role.NODE else "nompath")
     target = next(iter(topology.with_role(Role.TARGET)), None)
     prefix = NQN_PREFIX if topology.transport == NVME else IQN_PREFIX
     if target is not None:

@@ -60,6 +60,7 @@ def test_a_kernel_that_is_gone_is_said_with_what_there_is(monkeypatch: pytest.Mo
         return names.replace(" ", "\n")
 
     monkeypatch.setattr(debkernel, "_run", apt)
+    (debkernel._root() / ".fetching-killed" / "debs").mkdir(parents=True)
     with pytest.raises(LabError, match=re.escape("kernel 6.19 is not in Debian's trixie-backports: it has 6.18, 7.2;")):
         ensure_debian_kernel("6.19", print)
     with pytest.raises(LabError, match=re.escape("kernel 7.3 or newer, which NVMe fencing needs, is not in")):
