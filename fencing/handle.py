@@ -195,8 +195,8 @@ def write_copy(lun: Lun, label: Label, slot: int) -> None:
 def _loss(lun: Lun, state: ReservationState, key: Key) -> Lost | None:
     rival = next((holder for holder in state.holders if holder != key.value), None)
     if not state.registrants:
-        forgot = "nobody is registered any more: the device forgot everything (power loss?), or it was cleared"
-        return Lost(rival=None, reason=forgot, device=lun.wwid)
+        forgot = "nor is anybody's: the device forgot everything (a power loss?), or it was cleared"
+        return Lost(rival=None, reason=f"my key is not registered any more, {forgot}", device=lun.wwid)
     if key.value not in state.keys:
         return Lost(rival=rival, reason="my key is not registered any more", device=lun.wwid)
     if key.value not in state.holders:

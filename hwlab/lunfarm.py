@@ -59,8 +59,7 @@ def loop(count: int, size_mb: int, serial: str, nexuses: int) -> "list[list[str]
     found = []
     for nexus in range(nexuses):
         target = rtslib_fb.Target(rtslib_fb.FabricModule("loopback"), f"naa.50014050000000{nexus:02x}")
-        tpg = rtslib_fb.TPG(target, 1)
-        tpg.nexus = f"naa.50014051000000{nexus:02x}"
+        tpg = rtslib_fb.TPG(target, 1)  # which gives it the one initiator that it has
         before = set(disks())
         for number, store in enumerate(stores):
             rtslib_fb.LUN(tpg, number, store)

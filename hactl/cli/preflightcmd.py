@@ -62,8 +62,8 @@ def preflight(
     """Try from all nodes and through all paths whether DEVICES keep what a volume relies on.
 
     Only unused devices are tried in earnest, and only 1 MiB (from byte 3 MiB on) is written, in which no data ever is;
-    others are only looked at. Takes some ten seconds for each device. Exit code 0: every promise was kept; 5: one is
-    broken; 3: not all of them could be tested.
+    others are only looked at. Exit code 0: every promise was kept; 5: one is broken; 3: not all of them could be
+    tested.
     """
     named = _wwids(devices)
     cluster = read_config(config)

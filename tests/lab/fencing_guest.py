@@ -7,6 +7,7 @@ fencing_guest.py write DEVICE NODE       acquire, say so, write until a write fa
 fencing_guest.py verify DEVICE NODE KEY
 fencing_guest.py fill DEVICE BYTE        overwrite the spare area
 fencing_guest.py spare DEVICE            which bytes the spare area holds
+fencing_guest.py wait-fenced DEVICE      say "listening", wait for the kernel's notice (NVMe), say what it is
 fencing_guest.py state | scan | check | try-write DEVICE
 """
 
@@ -14,6 +15,7 @@ import errno
 import json
 import mmap
 import os
+import select
 import sys
 import threading
 import time
@@ -36,7 +38,9 @@ from fencing import (
 from fencing._contract import may_write
 from fencing._discover import look_at
 from fencing._disk import open_lun
+from fencing._events import FenceEvents
 from fencing._format import NewVolume, format_volume, relabel_volume
+from fencing._nvmehost import read_notifications
 
 CLUSTER = "5d0c9a52-0000-4000-8000-000000000001"
 SPARE_OFFSET = 3 << 20
@@ -165,6 +169,16 @@ def do_spare(device: str) -> object:
     with mmap.mmap(-1, WRITERS * WRITE_BYTES) as buffer:
         os.preadv(descriptor, [buffer], SPARE_OFFSET)
         return sorted(set(bytes(buffer)))
+
+
+def do_wait_fenced(device: str) -> object:
+    events = FenceEvents()
+    print(json.dumps("listening"), flush=True)
+    while True:
+        select.select([events.fileno()], [], [])
+        for event in events.drain():
+            notices = [notice.what for notice in read_notifications(event.controller)]
+            return {"why": event.why, "notices": notices}
 
 
 def do_try_write(device: str) -> object:

@@ -163,6 +163,15 @@ def test_libsgutils2_on_a_lio_disk_keeps_the_contract(bench: Bench, three_nexuse
     assert [result for result in results if not result["ok"]] == []
 
 
+def test_the_pr_ioctls_on_a_lio_disk_keep_the_contract(bench: Bench, three_nexuses: list[str]) -> None:
+    """This kernel cannot read reservations by ioctl: what they did is read by SG_IO."""
+    results = contract(bench, ["cases", "--port", "pr-sg"], three_nexuses)
+    assert len(results) > 30
+    assert [result for result in results if not result["ok"]] == []
+    unreadable = contract(bench, ["cases", "--port", "pr"], three_nexuses)
+    assert {"cannot read" in result.get("failure", "cannot read") for result in unreadable} == {True}
+
+
 def test_the_fake_and_a_lio_disk_agree_on_random_operations(bench: Bench, three_nexuses: list[str]) -> None:
     differences = contract(bench, ["compare", "--seed", "11", "--count", "600"], three_nexuses)
     assert [difference for difference in differences if not difference["explained"]] == []

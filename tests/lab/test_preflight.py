@@ -20,7 +20,7 @@ from hwlab.preconditions import preconditions
 from hwlab.protocols import Completed, Host, Lab
 from hwlab.topology import Role
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.long]  # long: not played yet
 
 LAB = "preflight"
 PORTAL = "10.77.2.10:3260"
