@@ -247,6 +247,19 @@ class NoApi:
         pass
 
 
+class NoNotices:
+    """The simulated disks are SCSI: their kernel says nothing of reservations by itself."""
+
+    def __init__(self, runtimes: object, log: object) -> None:
+        pass
+
+    def open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def seams(world: World) -> Iterator[None]:
     """While this lasts, what the shipped code would ask of a real host goes to the host whose process runs."""
@@ -262,9 +275,11 @@ def seams(world: World) -> Iterator[None]:
         for target, stand_in in {
             "nodewatch.wire.ChaCha20Poly1305": FastSeal,
             "hactl.daemon.NodeWatchClient": lambda: SimClient(process()),
+            "hactl.daemon.FenceWatch": NoNotices,
             "hactl.daemon.Records": SimRecords,
             "hactl.daemon.Verbs": NoApi,
             "hactl.record.write_atomic": files.write,
+            "hactl.volumes.bring_back": lambda *wanted: (),
             "hactl.volumes.scan": scan,
             "hactl.volumes.open_lun": lambda device: open_lun(process().host, device),
             "hactl.volumes.VolumeService": lambda spec: SimVolumeService(process().host, spec),
