@@ -20,16 +20,19 @@ import time
 import uuid
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from hactl import _power, controller, messages, parcel
+from hactl import _power, _reads, controller, messages, parcel
 from hactl.changes import Changes
 from hactl.config import Config, load
 from hactl.configfile import ConfigFile
 from hactl.controller import Phase, Step
 from hactl.errors import HaError, OutcomeUnknown, RequestRefused
 from hactl.fencewatch import FenceWatch
+from hactl.exerciser import Exerciser
 from hactl.fencer import Fencer
 from hactl.interpret import Gate
 from hactl.journal import Journal
@@ -56,6 +59,7 @@ REQUEST_S = 10.0
 NOT_NEEDED = 69
 """Exit status on a node that only votes; hactld.service knows it as a good end, after which it stays down."""
 INSPECT_S = 600.0
+EXERCISE_S = 5.0
 CHANGES = frozenset({"node-add", "node-remove", "key-rotate"})
 
 
@@ -110,6 +114,30 @@ class GateKeeper:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left)
+
+
+def _exerciser(daemon: Daemon) -> Exerciser | None:
+    """Raises HaError for a time zone that this host does not know."""
+    config = daemon.config.cluster.exercise
+    if config is None:
+        return None
+    try:
+        zone = UTC if config.zone == "UTC" else ZoneInfo(config.zone)
+    except (ZoneInfoNotFoundError, ValueError) as unknown:
+        raise HaError(
+            f"[exercise] zone {config.zone!r} is not known on this host; is the package tzdata installed?"
+        ) from unknown
+    return Exerciser(
+        config=config,
+        path=daemon.paths.stable / "exercise.json",
+        local=lambda: datetime.fromtimestamp(daemon.clock.unix_ms() / 1000, zone),
+        unix_ms=daemon.clock.unix_ms,
+        read=_reads.read_path,
+        paths=_reads.paths_of,
+        move=daemon.move_for,
+        history=lambda: daemon.records.history(200),
+        log=daemon.journal.say,
+    )
 
 
 async def shut_orphans(gate: Gate, open_gates: Iterable[str], known: Container[str]) -> None:
@@ -181,6 +209,7 @@ class Daemon:
             log=self.journal.say,
             clock=clock.monotonic_s,
         )
+        self.exerciser = _exerciser(self)
         self.boot = uuid.uuid4().hex[:12]
         self._assign: Assign | None = None
         self._assign_at_ms = 0
@@ -456,6 +485,8 @@ class Daemon:
             tasks.append(loop.create_task(self._until_stopped()))
             if self.config.cluster.fencing.agents:
                 tasks.append(loop.create_task(self._inspect_agents()))
+            if self.exerciser is not None:
+                tasks.append(loop.create_task(self._exercise(self.exerciser)))
             if self.witness.luns:
                 tasks.append(loop.create_task(self.witness.watch()))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -533,6 +564,24 @@ class Daemon:
         while True:
             await self.fencer.inspect(_power.unfit)
             await asyncio.sleep(INSPECT_S)
+
+    async def _exercise(self, exerciser: Exerciser) -> None:
+        exerciser.load()
+        reading: asyncio.Task[None] | None = None
+        while True:
+            await asyncio.sleep(EXERCISE_S)
+            exerciser.standing_by = self.volumes.standing_by()
+            if reading is None or reading.done():
+                reading = asyncio.get_running_loop().create_task(exerciser.read_due())
+            if self.leads():
+                exerciser.lead(self.facts(), self.leader.plan)
+            else:
+                exerciser.step_down()
+
+    def move_for(self, volume: str, cause: str) -> str:
+        """This node leads: move the volume to the best other node. Which it is. Raises RequestRefused."""
+        request = Request(ident=uuid.uuid4().hex, verb="move", args={"volume": volume, "cause": cause})
+        return self.leader.request(request, self.facts())["target"]
 
     async def _scan(self) -> None:
         for runtime in await self.volumes.scan():

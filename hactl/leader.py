@@ -104,7 +104,8 @@ def _apply(plan: Plan, request: Request, facts: Facts) -> Plan | str:
     args = request.args
     match request.verb:
         case "move":
-            return placement.move(plan, args.get("volume", ""), args.get("node", ""), facts)
+            cause = args.get("cause", "planned move")
+            return placement.move(plan, args.get("volume", ""), args.get("node", ""), facts, cause=cause)
         case "start" | "stop":
             wanted = "started" if request.verb == "start" else "stopped"
             return placement.want(plan, args.get("volume", ""), wanted, facts)

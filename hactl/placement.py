@@ -369,7 +369,7 @@ def _lifts(plan: Plan, facts: Facts) -> tuple[str, ...]:
     return tuple(n for n, node in sorted(facts.nodes.items()) if n not in plan.kept_out and clean(n, node))
 
 
-def move(plan: Plan, volume: str, target: str, facts: Facts) -> Plan | str:
+def move(plan: Plan, volume: str, target: str, facts: Facts, *, cause: str = "planned move") -> Plan | str:
     """Begin a planned move to `target` ("" for the best other node). A text is the reason for a refusal."""
     word = plan.table.get(volume)
     if volume not in volumes(facts):
@@ -383,7 +383,7 @@ def move(plan: Plan, volume: str, target: str, facts: Facts) -> Plan | str:
     if target not in others:
         return f"{target or 'no other node'} is not ready to take {volume}; see `hactl status`"
     plan = replace(plan, prefer={**plan.prefer, volume: target})
-    return _put(plan, volume, "", cause="planned move", source=word.node)
+    return _put(plan, volume, "", cause=cause, source=word.node)
 
 
 def want(plan: Plan, volume: str, wanted: str, facts: Facts) -> Plan | str:

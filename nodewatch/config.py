@@ -37,6 +37,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "witness": ("wwids",),
     "watchdog": ("device",),
     "fencing": ("levels", "agent", "distrust"),
+    "exercise": ("window", "zone", "swap", "read_mb", "slow_ms"),
 }
 WITNESS_LUNS_MAX = 5
 _WWID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/ -]{0,127}")
@@ -97,6 +98,8 @@ class ClusterConfig:
     engine: str = BUILTIN
     """What carries heartbeats and says who is there: `nodewatch/engine.py`."""
     fencing: sections.Fencing = field(default_factory=sections.Fencing)
+    exercise: sections.Exercise | None = None
+    """None = what is not in use is not exercised."""
 
     @property
     def watchdog_fences(self) -> bool:
@@ -208,6 +211,7 @@ class _Reader:
             engine=engine,
             watchdog=watchdog,
             fencing=self._fencing(nodes, watchdog is not None),
+            exercise=self._exercise(),
         )
         self._check_timing(timing, witness=bool(config.witness))
         return config
@@ -395,6 +399,14 @@ class _Reader:
         if not table and "watchdog" not in self._document:
             return None
         return self._text("watchdog", 0, table, "device", _is_path, "an absolute path, as /dev/watchdog0")
+
+    def _exercise(self) -> sections.Exercise | None:
+        if "exercise" not in self._document:
+            return None
+        try:
+            return sections.exercise(self._table("exercise"))
+        except sections.Wrong as wrong:
+            raise self._error(wrong.section, wrong.index, wrong.key, wrong.problem, wrong.action) from None
 
     def _fencing(self, nodes: tuple[NodeConfig, ...], watchdog: bool) -> sections.Fencing:
         serving = [node.name for node in nodes if not node.votes_only]

@@ -169,3 +169,66 @@ def _options(index: int, given: Any) -> dict[str, str]:
 
 def _wrong(index: int, key: str, problem: str, action: str) -> NoReturn:
     raise Wrong("fencing.agent", index, key, problem, action)
+
+
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+READ_MB_MAX = 65_536
+_WINDOW = re.compile(r"(daily|[A-Z][a-z]{2}(?:,[A-Z][a-z]{2})*) ([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Days (0 = Monday) on which it begins, and minutes of the day; `end` before `begin` is on the next day."""
+
+    days: frozenset[int]
+    begin: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exercise:
+    """`read_mb`: of each LUN, through each path, per window; 0 = none. `slow_ms`: a MiB that takes longer is a fault.
+    `zone`: in whose time the window is."""
+
+    window: Window
+    zone: str = "UTC"
+    swap: bool = False
+    read_mb: int = 64
+    slow_ms: int = 5000
+
+
+def exercise(table: Mapping[str, Any]) -> Exercise:
+    """Raises Wrong."""
+    swap = table.get("swap", False)
+    if not isinstance(swap, bool):
+        raise Wrong("exercise", 0, "swap", f"{swap!r} is not valid", "it must be true or false")
+    zone = table.get("zone", "UTC")
+    if not isinstance(zone, str) or not re.fullmatch(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*", zone):
+        raise Wrong("exercise", 0, "zone", f"{zone!r} is not valid", "name a time zone, as Europe/Berlin or UTC")
+    return Exercise(
+        window=_window(table.get("window")),
+        zone=zone,
+        swap=swap,
+        read_mb=_count(table, "read_mb", 0, READ_MB_MAX, 64),
+        slow_ms=_count(table, "slow_ms", 10, 60_000, 5000),
+    )
+
+
+def _window(given: Any) -> Window:
+    action = 'write days and times of the day, as "Sun 03:00-04:00", "Mon,Thu 22:30-00:30" or "daily 02:00-02:20"'
+    found = _WINDOW.fullmatch(given) if isinstance(given, str) else None
+    if found is None:
+        raise Wrong("exercise", 0, "window", f"{given!r} is not valid", action)
+    names = DAYS if found[1] == "daily" else tuple(found[1].split(","))
+    begin, end = int(found[2]) * 60 + int(found[3]), int(found[4]) * 60 + int(found[5])
+    if not set(names) <= set(DAYS) or len(set(names)) < len(names) or begin == end:
+        raise Wrong("exercise", 0, "window", f"{given!r} is not valid", action)
+    return Window(days=frozenset(DAYS.index(name) for name in names), begin=begin, end=end, text=str(given))
+
+
+def _count(table: Mapping[str, Any], key: str, low: int, high: int, default: int) -> int:
+    value = table.get(key, default)
+    if type(value) is not int or not low <= value <= high:
+        raise Wrong("exercise", 0, key, f"{value!r} is not valid", f"it must be a number from {low} to {high}")
+    return value

@@ -18,6 +18,7 @@ TOUCHING = {
 PURE_HACTL = (
     "controller", "placement", "messages", "status", "explain", "members", "leader", "nodestatus", "sets", "preflight",
     "levels",
+    "exercise", "levels",
 )  # fmt: skip
 
 
