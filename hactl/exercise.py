@@ -10,8 +10,8 @@ Rules
       passes twice is one occasion.
   E2  A swap begins only if every node is ready, nothing else is under way, and the leader's own reads of the occasion
       are done without a fault. One volume at a time.
-  E3  A swap has failed if the target does not serve within `SWAP_MS`: the placement then gives the volume back, as after
-      any failed move. A failed swap is not tried again in the same occasion, and no other one begins.
+  E3  A swap has failed if the target does not serve within `SWAP_MS`: the placement then gives the volume back, as
+      after any failed move. A failed swap is not tried again in the same occasion, and no other one begins.
 """
 
 from __future__ import annotations
