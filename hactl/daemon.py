@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from hactl import _power, _reads, controller, messages, parcel
+from hactl import _power, _reads, controller, messages, parcel, placement
 from hactl.changes import Changes
 from hactl.config import Config, load
 from hactl.configfile import ConfigFile
@@ -384,7 +384,7 @@ class Daemon:
 
     def _forbid(self, volume: str, step: Step) -> str:
         """L6 of levels.py: where the disk refuses nobody, only who has a lease at this moment may begin to write."""
-        if volume not in self.config.cluster.fencing.distrust or step not in (Step.ACQUIRE, Step.MOUNT):
+        if step not in (Step.ACQUIRE, Step.MOUNT) or placement.reserves(volume, self.facts()):
             return ""
         view, now_ms = self.view, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
         left_ms = 0 if view.barred else view.made_ms + view.lease_left_ms - now_ms

@@ -37,6 +37,15 @@ class Level(StrEnum):
     WATCHDOG = "watchdog"
 
 
+NEEDED_TO_FENCE = frozenset({"capabilities", "operations", "conflict", "fence", "late-writes"})
+"""Promises of storage, by the words of the preflight: one that is broken, and the reservation proves nothing."""
+
+
+def reservations_hold(risk: str) -> bool:
+    """`risk`: the broken promises that were accepted when the volume was made, as its label names them."""
+    return not NEEDED_TO_FENCE & {word.strip() for word in risk.split(",")}
+
+
 class Power(StrEnum):
     """What is known of the attempt to switch a node off."""
 

@@ -231,6 +231,12 @@ def _give(plan: Plan, volume: str, facts: Facts) -> tuple[Plan, str]:
     return _put(plan, volume, choice, **more), ""  # type: ignore[arg-type]
 
 
+def reserves(volume: str, facts: Facts) -> bool:
+    """Does the volume's storage hold reservations? Not if the configuration or its label say otherwise."""
+    risks = (report.risk for report in reports_of(volume, facts).values())
+    return volume not in facts.distrust and all(levels.reservations_hold(risk) for risk in risks)
+
+
 def _fenced(plan: Plan, volume: str, choice: str, facts: Facts) -> dict[str, Verdict]:
     """What the levels say of each barred node that may have the volume mounted. One that reports as it should, and
     holds nothing, has not."""
@@ -243,10 +249,9 @@ def _fenced(plan: Plan, volume: str, choice: str, facts: Facts) -> dict[str, Ver
         for name, node in sorted(facts.nodes.items())
         if name != choice and node.barred and node.confirmed and not (clean(node) and not _holds(name, volume, facts))
     }
-    reserves, refused = volume not in facts.distrust, bool(plan.tried.get(volume))
+    holds, refused = reserves(volume, facts), bool(plan.tried.get(volume))
     return {
-        name: levels.judge(facts.levels, node.proof, reserves=reserves, refused=refused)
-        for name, node in suspects.items()
+        name: levels.judge(facts.levels, node.proof, reserves=holds, refused=refused) for name, node in suspects.items()
     }
 
 

@@ -107,6 +107,13 @@ def test_a_volume_without_reservations_waits_for_the_power() -> None:
     assert given.table["v1"].wait_ms == 0, "what has no power has no lease either"
 
 
+def test_what_the_label_says_of_its_storage_counts_as_what_the_configuration_says() -> None:
+    for risk, holds in (("", True), ("persistence, room", True), ("late-writes", False), ("paths, conflict", False)):
+        seen = lost(distrust="", n2=node(volume(risk=risk)))
+        assert placement.reserves("v1", seen) == holds
+        assert (decided(seen).plan.table["v1"].node == "n2") == holds
+
+
 def test_an_agent_that_fails_leaves_the_volume_where_it_is() -> None:
     stays = decided(lost(FAILED))
     assert stays.plan.table["v1"].node == "n1" and "no answer in 60 s" in stays.blocked["v1"]
