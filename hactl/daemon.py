@@ -31,9 +31,9 @@ from hactl.config import Config, load
 from hactl.configfile import ConfigFile
 from hactl.controller import Phase, Step
 from hactl.errors import HaError, OutcomeUnknown, RequestRefused
-from hactl.fencewatch import FenceWatch
 from hactl.exerciser import Exerciser
 from hactl.fencer import Fencer
+from hactl.fencewatch import FenceWatch
 from hactl.interpret import Gate
 from hactl.journal import Journal
 from hactl.judged import Judgements

@@ -17,7 +17,6 @@ TOUCHING = {
 }  # fmt: skip
 PURE_HACTL = (
     "controller", "placement", "messages", "status", "explain", "members", "leader", "nodestatus", "sets", "preflight",
-    "levels",
     "exercise", "levels",
 )  # fmt: skip
 
