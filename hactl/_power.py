@@ -32,10 +32,11 @@ class PowerUnknown(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """One run: `status` None = it was killed at the deadline."""
+    """One run: `status` None = it was killed at the deadline. `text`: its output; `said`: why it failed, one line."""
 
     status: int | None
     text: str
+    said: str
 
 
 async def switch_off(agent: Agent, directory: Path = DIRECTORY) -> str:
@@ -49,7 +50,7 @@ async def switch_off(agent: Agent, directory: Path = DIRECTORY) -> str:
     seen = await _run(agent, "status", directory)
     if seen.status == STATUS_OFF:
         return f"off, read back by {agent.agent}"
-    said = switched.text if switched.status else seen.text
+    said = switched.said if switched.status else seen.said
     found = "on" if seen.status == STATUS_ON else "unknown" if seen.status is not None else "no answer in time"
     raise PowerUnknown(f"{agent.agent} off: status is {found}: {said or 'it said nothing'}")
 
@@ -60,7 +61,7 @@ async def switch_on(agent: Agent, directory: Path = DIRECTORY) -> str:
     seen = await _run(agent, "status", directory)
     if seen.status == STATUS_ON:
         return f"on, read back by {agent.agent}"
-    raise PowerUnknown(f"{agent.agent} on: {switched.text or seen.text or 'it said nothing'}")
+    raise PowerUnknown(f"{agent.agent} on: {switched.said or seen.said or 'it said nothing'}")
 
 
 async def unfit(agent: Agent, directory: Path = DIRECTORY) -> str:
@@ -80,8 +81,7 @@ async def unfit(agent: Agent, directory: Path = DIRECTORY) -> str:
 async def _run(agent: Agent, action: str, directory: Path) -> Ran:
     options = {**agent.options, **_secret(agent), "action": action}
     text = "".join(f"{name}={value}\n" for name, value in options.items())
-    ran = await _execute(agent, text, directory)
-    return Ran(status=ran.status, text=_last_line(ran.text))
+    return await _execute(agent, text, directory)
 
 
 async def _execute(agent: Agent, text: str, directory: Path) -> Ran:
@@ -90,7 +90,7 @@ async def _execute(agent: Agent, text: str, directory: Path) -> Ran:
             directory / agent.agent,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stderr=asyncio.subprocess.PIPE,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
             cwd="/",
             start_new_session=True,
@@ -100,15 +100,17 @@ async def _execute(agent: Agent, text: str, directory: Path) -> Ran:
             f"{directory / agent.agent}: {error.strerror}; install the package fence-agents on every node"
         ) from error
     try:
-        output, _ = await asyncio.wait_for(process.communicate(text.encode()), agent.timeout_s)
+        output, errors = await asyncio.wait_for(process.communicate(text.encode()), agent.timeout_s)
     except TimeoutError:
-        return Ran(status=None, text=f"no answer in {agent.timeout_s} s, ended")
+        return Ran(status=None, text="", said=f"no answer in {agent.timeout_s} s, ended")
     finally:
         # Also what the agent itself started, and also when this task is cancelled.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
-    return Ran(status=process.returncode, text=output[:OUTPUT_MAX].decode(errors="replace"))
+    text, said = (each[:OUTPUT_MAX].decode(errors="replace") for each in (output, errors))
+    # Python's warnings go where errors go: they are no part of the output.
+    return Ran(status=process.returncode, text=text, said=_last_line(said) or _last_line(text))
 
 
 def _secret(agent: Agent) -> dict[str, str]:

@@ -128,7 +128,7 @@ METADATA = '<resource-agent name="x"><actions>{}</actions></resource-agent>'
 def test_an_agent_that_switches_no_power_is_unfit(bench: Bench) -> None:
     def says(*actions: str) -> str:
         text = METADATA.format("".join(f'<action name="{action}"/>' for action in actions))
-        bench.script(HEAD + f"metadata) echo '{text}';; esac\n")
+        bench.script(HEAD + f"metadata) echo 'DeprecationWarning: pipes' >&2; echo '{text}';; esac\n")
         return bench.run(unfit)
 
     assert says("on", "off", "status", "reboot", "monitor") == ""
