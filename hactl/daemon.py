@@ -20,15 +20,19 @@ import time
 import uuid
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from hactl import controller, messages, parcel
+from hactl import _power, _reads, controller, messages, parcel, placement
 from hactl.changes import Changes
 from hactl.config import Config, load
 from hactl.configfile import ConfigFile
-from hactl.controller import Phase
+from hactl.controller import Phase, Step
 from hactl.errors import HaError, OutcomeUnknown, RequestRefused
+from hactl.exerciser import Exerciser
+from hactl.fencer import Fencer
 from hactl.fencewatch import FenceWatch
 from hactl.interpret import Gate
 from hactl.journal import Journal
@@ -54,6 +58,8 @@ SCAN_S = 5.0
 REQUEST_S = 10.0
 NOT_NEEDED = 69
 """Exit status on a node that only votes; hactld.service knows it as a good end, after which it stays down."""
+INSPECT_S = 600.0
+EXERCISE_S = 5.0
 CHANGES = frozenset({"node-add", "node-remove", "key-rotate"})
 
 
@@ -110,6 +116,30 @@ class GateKeeper:
                 await asyncio.wait_for(self._changed.wait(), left)
 
 
+def _exerciser(daemon: Daemon) -> Exerciser | None:
+    """Raises HaError for a time zone that this host does not know."""
+    config = daemon.config.cluster.exercise
+    if config is None:
+        return None
+    try:
+        zone = UTC if config.zone == "UTC" else ZoneInfo(config.zone)
+    except (ZoneInfoNotFoundError, ValueError) as unknown:
+        raise HaError(
+            f"[exercise] zone {config.zone!r} is not known on this host; is the package tzdata installed?"
+        ) from unknown
+    return Exerciser(
+        config=config,
+        path=daemon.paths.stable / "exercise.json",
+        local=lambda: datetime.fromtimestamp(daemon.clock.unix_ms() / 1000, zone),
+        unix_ms=daemon.clock.unix_ms,
+        read=_reads.read_path,
+        paths=_reads.paths_of,
+        move=daemon.move_for,
+        history=lambda: daemon.records.history(200),
+        log=daemon.journal.say,
+    )
+
+
 async def shut_orphans(gate: Gate, open_gates: Iterable[str], known: Container[str]) -> None:
     """Shut the gates that an earlier hactld left for volumes whose disk is not seen now. To be done BEFORE the first
     report: what it does not name counts as not held, and another node may then serve at once."""
@@ -129,8 +159,21 @@ class Daemon:
         self.records = Records(paths.stable, paths.boot)
         self.members = Members(me=config.me, overdue_ms=config.cluster.silence_ms)
         self.nodewatch = NodeWatchClient()
+        self.fencer = Fencer(
+            config=config.cluster.fencing,
+            reset_after_ms=config.timing.reset_after_ms if config.cluster.watchdog_fences else None,
+            switch=_power.switch_off,
+            switch_on=_power.switch_on,
+            now_ms=clock.now_ms,
+            log=self.journal.say,
+            changed=self._changed,
+        )
         self.leader = Leader(
-            bar=self.nodewatch.bar, lift=self.nodewatch.lift, tell=self._tell_assign, log=self.journal.say
+            bar=self.nodewatch.bar,
+            lift=self.nodewatch.lift,
+            tell=self._tell_assign,
+            log=self.journal.say,
+            fencer=self.fencer,
         )
         self.gate = GateKeeper(self.nodewatch, wait_s=config.timing.lease_ms / 1000 * 2)
         self.volumes = VolumeSet(
@@ -166,6 +209,7 @@ class Daemon:
             log=self.journal.say,
             clock=clock.monotonic_s,
         )
+        self.exerciser = _exerciser(self)
         self.boot = uuid.uuid4().hex[:12]
         self._assign: Assign | None = None
         self._assign_at_ms = 0
@@ -205,11 +249,14 @@ class Daemon:
                 runtime.feed(controller.LeaseChanged(held=lease))
         if view.leader != self.config.me:
             self.leader.step_down()
+        else:
+            self.fencer.observe(view.nodes, self._seen_ms)
         self.changes.seen(view)
         self._dirty.set()
 
     def _configured(self, config: Config) -> None:
         """Another node, or another key: nothing that is served depends on it."""
+        self.fencer.config = config.cluster.fencing
         self.config = self.volumes.config = self.witness.config = config
 
     def _note_gates(self, view: View) -> None:
@@ -274,6 +321,15 @@ class Daemon:
 
     def _changed(self) -> None:
         self._dirty.set()
+        if self.config.cluster.watchdog_fences:
+            self._say_in_hand()  # before a step that begins now: W5 of nodewatch/watchdog.py
+
+    def _say_in_hand(self) -> None:
+        held, lost = self.volumes.in_hand()
+        if self.config.cluster.watchdog_fences:
+            # Taken by an earlier life, and its disk is not seen now: perhaps mounted.
+            held += len(self.records.held().keys() - self.volumes.seen.keys())
+        self.nodewatch.beat(held=held, lost=lost)
 
     def _finished(self, takeover: Takeover) -> None:
         self.records.append(takeover)
@@ -311,7 +367,7 @@ class Daemon:
 
     def facts(self) -> Facts:
         view = self.view
-        return self.members.facts(
+        seen = self.members.facts(
             {name: node for name, node in view.nodes.items() if name not in self.config.voters},
             term=view.term,
             base=self._base(view.term),
@@ -319,6 +375,20 @@ class Daemon:
             now_ms=self.clock.now_ms(),
             now_unix_ms=int(self.clock.unix_ms()),
         )
+        return self.fencer.facts(seen)
+
+    @property
+    def fenced(self) -> dict[str, str]:
+        """What the leader says of each barred node."""
+        return dict(self._assign.fenced) if self._assign is not None and self.view.leader else {}
+
+    def _forbid(self, volume: str, step: Step) -> str:
+        """L6 of levels.py: where the disk refuses nobody, only who has a lease at this moment may begin to write."""
+        if step not in (Step.ACQUIRE, Step.MOUNT) or placement.reserves(volume, self.facts()):
+            return ""
+        view, now_ms = self.view, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+        left_ms = 0 if view.barred else view.made_ms + view.lease_left_ms - now_ms
+        return "" if left_ms > 0 else "this node has no lease, and the storage of the volume would stop nobody"
 
     def view_age_ms(self) -> int:
         """How old the picture is: node watch gives one on each change and once a second."""
@@ -413,6 +483,10 @@ class Daemon:
             self.journal.say(f"hactld of {self.config.me} is up, cluster {self.config.cluster.name}")
             tasks = [loop.create_task(work()) for work in (self._beat, self._decide, self._tell, self._look)]
             tasks.append(loop.create_task(self._until_stopped()))
+            if self.config.cluster.fencing.agents:
+                tasks.append(loop.create_task(self._inspect_agents()))
+            if self.exerciser is not None:
+                tasks.append(loop.create_task(self._exercise(self.exerciser)))
             if self.witness.luns:
                 tasks.append(loop.create_task(self.witness.watch()))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -434,14 +508,14 @@ class Daemon:
 
     async def _end(self) -> None:
         await self.trials.close()
+        self.fencer.close()
         self.volumes.close()
         self.witness.close()
         self.nodewatch.close()
 
     async def _beat(self) -> None:
         while True:
-            held, lost = self.volumes.in_hand()
-            self.nodewatch.beat(held=held, lost=lost)
+            self._say_in_hand()
             for runtime in self.volumes.running():
                 runtime.tick()
             await asyncio.sleep(BEAT_S)
@@ -486,8 +560,32 @@ class Daemon:
             self._scan_now.clear()
             await self._scan()
 
+    async def _inspect_agents(self) -> None:
+        while True:
+            await self.fencer.inspect(_power.unfit)
+            await asyncio.sleep(INSPECT_S)
+
+    async def _exercise(self, exerciser: Exerciser) -> None:
+        exerciser.load()
+        reading: asyncio.Task[None] | None = None
+        while True:
+            await asyncio.sleep(EXERCISE_S)
+            exerciser.standing_by = self.volumes.standing_by()
+            if reading is None or reading.done():
+                reading = asyncio.get_running_loop().create_task(exerciser.read_due())
+            if self.leads():
+                exerciser.lead(self.facts(), self.leader.plan)
+            else:
+                exerciser.step_down()
+
+    def move_for(self, volume: str, cause: str) -> str:
+        """This node leads: move the volume to the best other node. Which it is. Raises RequestRefused."""
+        request = Request(ident=uuid.uuid4().hex, verb="move", args={"volume": volume, "cause": cause})
+        return self.leader.request(request, self.facts())["target"]
+
     async def _scan(self) -> None:
         for runtime in await self.volumes.scan():
+            runtime.forbid = self._forbid
             runtime.feed(controller.LeaseChanged(held=self._lease))
             known = self._assign
             if known is not None and known.term >= self.view.term and runtime.name in known.volumes:

@@ -7,10 +7,12 @@ the next leader goes on with it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hactl import placement
 from hactl.errors import RequestRefused
+from hactl.fencer import Fencer
+from hactl.levels import Level
 from hactl.messages import Assign, Assignment, Request
 from hactl.placement import Facts, Plan
 
@@ -23,10 +25,12 @@ class Leader:
     lift: Callable[[str], None]
     tell: Callable[[Assign], None]
     log: Callable[[str], None]
+    fencer: Fencer
     plan: Plan | None = None
     blocked: dict[str, str] = field(default_factory=dict)
     kept_out: frozenset[str] = frozenset()
     _told: dict[str, Assignment] = field(default_factory=dict)
+    _fenced: dict[str, str] = field(default_factory=dict)
 
     def heard(self, assign: Assign) -> None:
         """Another leader's table: follow its list of nodes that are kept out."""
@@ -34,6 +38,7 @@ class Leader:
 
     def step_down(self) -> None:
         self.plan = None
+        self.fencer.close()
         self.blocked = {}
         self._told = {}
 
@@ -50,9 +55,10 @@ class Leader:
         for name in decision.lifts:
             self.log(f"leader: {name} is back and gave up what others took; it is let in again")
             self.lift(name)
-        assign = decision.assign()
+        self.fencer.demand(decision.plan.power)
+        assign = replace(decision.assign(), fenced=self.fencer.words(facts))
         begun_again = before is None and facts.base > 0  # nobody counts before it heard of this
-        if tell_anyway or begun_again or assign.volumes != self._told:
+        if tell_anyway or begun_again or assign.volumes != self._told or assign.fenced != self._fenced:
             self._log_changes(assign)
             self.tell(assign)
 
@@ -69,12 +75,13 @@ class Leader:
                     f"leader: volume={volume} term={word.order.term} number={word.order.number} "
                     f"node={word.node or '-'} cause={word.cause!r} wait_ms={word.wait_ms}"
                 )
-        self._told = dict(assign.volumes)
+        self._told, self._fenced = dict(assign.volumes), assign.fenced
 
     def request(self, request: Request, facts: Facts) -> dict[str, str]:
         """Carry out an administrator's command; the new table follows at once. Raises RequestRefused."""
         if self.plan is None:
             raise RequestRefused("this node has just become the leader and is still looking; try again")
+        self._switch_power(request)
         changed = _apply(self.plan, request, facts)
         if isinstance(changed, str):
             raise RequestRefused(changed)
@@ -84,12 +91,21 @@ class Leader:
         volume = request.args.get("volume", "")
         return {"target": self.plan.prefer.get(volume, "")}
 
+    def _switch_power(self, request: Request) -> None:
+        """What `fence` and `unfence` ask beyond the bar. Raises RequestRefused, before anything is done."""
+        node, level = request.args.get("node", ""), request.args.get("level", "")
+        if request.verb == "fence":
+            self.fencer.fence(node, level)
+        elif request.verb == "unfence":
+            self.fencer.let_in(node, power_on=level == Level.POWER)
+
 
 def _apply(plan: Plan, request: Request, facts: Facts) -> Plan | str:
     args = request.args
     match request.verb:
         case "move":
-            return placement.move(plan, args.get("volume", ""), args.get("node", ""), facts)
+            cause = args.get("cause", "planned move")
+            return placement.move(plan, args.get("volume", ""), args.get("node", ""), facts, cause=cause)
         case "start" | "stop":
             wanted = "started" if request.verb == "start" else "stopped"
             return placement.want(plan, args.get("volume", ""), wanted, facts)

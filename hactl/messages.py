@@ -77,7 +77,8 @@ class Assignment:
     """Who has the leader's word to try for a volume (`node`, or "" for nobody), and what it knows of the cause.
 
     `wait_ms` is how long the taker must not serve yet: until then the lease of an old primary may run. `stop`
-    asks the holder to leave the disk clean and mark the volume as stopped. Times are the leader's wall clock,
+    asks the holder to leave the disk clean and mark the volume as stopped. `fenced`: which level of fencing
+    (`levels.py`) answers for the old node, "" if it gave up by itself. Times are the leader's wall clock,
     milliseconds since the epoch, for the timeline only: no decision rests on them.
     """
 
@@ -91,11 +92,13 @@ class Assignment:
     overdue_unix_ms: int = 0
     decided_unix_ms: int = 0
     leader: str = ""
+    fenced: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assign:
-    """The leader's whole table. `kept_out` names the nodes that an administrator fenced and did not let back.
+    """The leader's whole table. `kept_out` names the nodes that an administrator fenced and did not let back. `fenced`
+    says in words, of each barred node, what is known of it by level: for people only.
 
     `base`: orders of this hactld begin above it. 0, unless the leader's hactld was restarted within the term: what its
     earlier life said is not known to it, and counts no more once the new base was heard.
@@ -105,6 +108,7 @@ class Assign:
     base: int = 0
     volumes: dict[str, Assignment] = field(default_factory=dict)
     kept_out: tuple[str, ...] = ()
+    fenced: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +242,8 @@ def _build(kind: type[Message], fields: dict[str, Any]) -> Message:
     if kind is Assign:
         volumes_assigned = {str(v): _assignment(a) for v, a in fields.pop("volumes").items()}
         kept_out = _names(fields.pop("kept_out"))
-        return _checked(Assign(volumes=volumes_assigned, kept_out=kept_out, base=fields.pop("base"), **fields))
+        further = {name: fields.pop(name) for name in ("base", "fenced")}
+        return _checked(Assign(volumes=volumes_assigned, kept_out=kept_out, **further, **fields))
     return _checked(kind(**fields))
 
 

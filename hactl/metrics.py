@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from hactl.exercise import GOOD
+
 BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 120.0)
 
 
@@ -29,9 +31,23 @@ class StatusCollector(Collector):
             reachable = all(lun["reachable"] for lun in witness["luns"])
             yield _flag("hactl_witness_reachable", "This node reads every LUN of the witness", reachable)
             yield _flag("hactl_witness_in_use", "Some node that is heard uses the witness", bool(witness["used_by"]))
+        if status.get("exercise"):
+            yield from self._exercises(status["exercise"])
         yield from self._nodes(status["nodes"])
         yield from self._volumes(status)
         yield from self._takeovers()
+
+    def _exercises(self, shown: dict[str, Any]) -> Iterator[Metric]:
+        labels = ["kind", "volume"]
+        failed = GaugeMetricFamily(
+            "hactl_exercise_failed", "The last exercise on this node found a fault", labels=labels
+        )
+        ended = GaugeMetricFamily("hactl_exercise_end_seconds", "When the last one ended, Unix time", labels=labels)
+        for kind in ("reads", "swaps"):
+            for volume, result in sorted(shown[kind].items()):
+                failed.add_metric([kind, volume], float(result["text"] != GOOD))
+                ended.add_metric([kind, volume], result["unix_ms"] / 1000)
+        yield from (failed, ended)
 
     def _nodes(self, nodes: list[dict[str, Any]]) -> Iterator[Metric]:
         alive = GaugeMetricFamily("hactl_node_alive", "The node is heard", labels=["node"])

@@ -6,6 +6,8 @@ a majority (its lease then has a known end, which the taker waits out). A volume
 other configured node is cleared, or barred with a known wait. The word is no right to write: should two leaders
 ever give it twice, the disk lets one of them through (`fencing/`).
 
+What must be known of a barred node beyond the bar before its volume goes on, `levels.py` says.
+
 A planned move is two words: nobody (the holder leaves), then the target. In the same way a volume leaves a node that is
 on standby, once another is ready for it. A node that failed is not asked again for the same volume until the others
 were tried and `RETRY_MS` passed.
@@ -16,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from hactl import levels
+from hactl.levels import NO_PROOF, Level, Proof, Verdict
 from hactl.messages import ORDER_NONE, Assign, Assignment, Order, Report, VolumeReport
 
 RETRY_MS = 5000
@@ -40,11 +44,14 @@ class NodeFacts:
     report: Report | None = None
     heard_unix_ms: int = 0
     overdue_unix_ms: int = 0
+    proof: Proof = NO_PROOF
+    """Since it was barred (`fencer.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """`base` as in `messages.Assign`; reports of an older one are left out."""
+    """`base` as in `messages.Assign`; reports of an older one are left out. `levels`: of fencing, in their order.
+    `distrust`: volumes whose storage does not hold reservations."""
 
     me: str
     term: int
@@ -52,12 +59,14 @@ class Facts:
     now_ms: int
     now_unix_ms: int
     nodes: Mapping[str, NodeFacts]
+    levels: tuple[Level, ...] = (Level.RESERVATION,)
+    distrust: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The leader's memory for one term; `count` numbers its orders, from `base` on. `tried` holds who failed a volume
-    since it last served, and when.
+    since it last served, and when. `power` is of the newest decision alone: nodes whose power is to be switched off.
     """
 
     term: int = 0
@@ -69,6 +78,7 @@ class Plan:
     wanted: Mapping[str, str] = field(default_factory=dict)
     tried: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     kept_out: frozenset[str] = frozenset()
+    power: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +109,7 @@ def decide(plan: Plan, facts: Facts) -> Decision:
     """The next table. Called on every change of the facts and on a tick; the same facts give the same table."""
     if plan.term != facts.term:
         plan = begin(facts.term, facts, plan.kept_out)
+    plan = replace(plan, power=frozenset()) if plan.power else plan
     blocked: dict[str, str] = {}
     for volume in volumes(facts):
         plan, why = _place(plan, volume, facts)
@@ -165,7 +176,7 @@ def _place(plan: Plan, volume: str, facts: Facts) -> tuple[Plan, str]:
     if word is not None and word.node and not _vacant(plan, volume, word, facts):
         if _on_standby(word.node, facts) and candidates(plan, volume, facts):
             return _put(plan, volume, "", cause=f"{word.node} is on standby", source=word.node), ""
-        return plan, ""
+        return _waited_enough(plan, volume, word, facts), ""
     holder = _holder(volume, facts)
     if (word is None or not word.node) and holder and not facts.nodes[holder].barred:
         if word is None:
@@ -206,11 +217,58 @@ def _give(plan: Plan, volume: str, facts: Facts) -> tuple[Plan, str]:
     uncleared = [n for n in sorted(facts.nodes) if n != choice and not _cleared(n, volume, facts)]
     if uncleared:
         return plan, f"not yet known that {', '.join(uncleared)} cannot serve it"
+    verdicts = _fenced(plan, volume, choice, facts)
+    plan = replace(plan, power=plan.power | {name for name, verdict in verdicts.items() if verdict.power})
+    unproved = [f"{name}: {verdict.why}" for name, verdict in verdicts.items() if verdict.level is None]
+    if unproved:
+        return plan, f"it may still be written by {'; by '.join(unproved)}"
     if not choice:
         return plan, "no node is ready to take it" if not fit else "every ready node failed; trying again soon"
     before = plan.table.get(volume)
     source = before.node or before.source if before else latest(volume, facts).owner
-    return _put(plan, volume, choice, **_circumstances(before, source, facts)), ""  # type: ignore[arg-type]
+    fenced = verdicts[source].level if source in verdicts else None
+    more = {**_circumstances(before, source, facts), "fenced": str(fenced or "")}
+    return _put(plan, volume, choice, **more), ""  # type: ignore[arg-type]
+
+
+def reserves(volume: str, facts: Facts) -> bool:
+    """Does the volume's storage hold reservations? Not if the configuration or its label say otherwise."""
+    risks = (report.risk for report in reports_of(volume, facts).values())
+    return volume not in facts.distrust and all(levels.reservations_hold(risk) for risk in risks)
+
+
+def _fenced(plan: Plan, volume: str, choice: str, facts: Facts) -> dict[str, Verdict]:
+    """What the levels say of each barred node that may have the volume mounted. One that reports as it should, and
+    holds nothing, has not."""
+
+    def clean(node: NodeFacts) -> bool:
+        return node.alive and node.daemon == "ok" and node.report is not None
+
+    suspects = {
+        name: node
+        for name, node in sorted(facts.nodes.items())
+        if name != choice and node.barred and node.confirmed and not (clean(node) and not _holds(name, volume, facts))
+    }
+    holds, refused = reserves(volume, facts), bool(plan.tried.get(volume))
+    return {
+        name: levels.judge(facts.levels, node.proof, reserves=holds, refused=refused) for name, node in suspects.items()
+    }
+
+
+def _waited_enough(plan: Plan, volume: str, word: Assignment, facts: Facts) -> Plan:
+    """A taker waits for leases that may still run. Once every barred node is known to have stopped, none does: the same
+    word, without a wait."""
+    if not word.wait_ms or _longest_wait(facts):
+        return plan
+    if not any(node.barred and node.proof.stopped_by for node in facts.nodes.values()):
+        return plan
+    return replace(plan, table={**plan.table, volume: replace(word, wait_ms=0)})
+
+
+def _longest_wait(facts: Facts) -> int:
+    """In ms: until the last lease that may still run has ended. A node that was stopped has none."""
+    running = (node for node in facts.nodes.values() if node.barred and node.confirmed and not node.proof.stopped_by)
+    return max((node.safe_in_ms for node in running), default=0)
 
 
 def _cleared(name: str, volume: str, facts: Facts) -> bool:
@@ -229,11 +287,10 @@ def _circumstances(before: Assignment | None, source: str, facts: Facts) -> dict
         cause = f"{source} hears nobody and is barred" if old.deaf else f"{source} is overdue and barred"
     if before is not None and not before.node:
         cause = "started by an administrator" if before.stop else before.cause
-    waits = [n.safe_in_ms for n in facts.nodes.values() if n.barred and n.confirmed]
     return {
         "cause": cause,
         "source": source,
-        "wait_ms": max(waits, default=0),
+        "wait_ms": _longest_wait(facts),
         "heard_unix_ms": old.heard_unix_ms if old and barred else 0,
         "overdue_unix_ms": old.overdue_unix_ms if old and barred else 0,
         "decided_unix_ms": facts.now_unix_ms,
@@ -317,7 +374,7 @@ def _lifts(plan: Plan, facts: Facts) -> tuple[str, ...]:
     return tuple(n for n, node in sorted(facts.nodes.items()) if n not in plan.kept_out and clean(n, node))
 
 
-def move(plan: Plan, volume: str, target: str, facts: Facts) -> Plan | str:
+def move(plan: Plan, volume: str, target: str, facts: Facts, *, cause: str = "planned move") -> Plan | str:
     """Begin a planned move to `target` ("" for the best other node). A text is the reason for a refusal."""
     word = plan.table.get(volume)
     if volume not in volumes(facts):
@@ -331,7 +388,7 @@ def move(plan: Plan, volume: str, target: str, facts: Facts) -> Plan | str:
     if target not in others:
         return f"{target or 'no other node'} is not ready to take {volume}; see `hactl status`"
     plan = replace(plan, prefer={**plan.prefer, volume: target})
-    return _put(plan, volume, "", cause="planned move", source=word.node)
+    return _put(plan, volume, "", cause=cause, source=word.node)
 
 
 def want(plan: Plan, volume: str, wanted: str, facts: Facts) -> Plan | str:

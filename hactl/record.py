@@ -52,7 +52,8 @@ class TimedStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Takeover:
-    """One line of the history. `verdict` is "serving", or "failed" with the reason in `cause`."""
+    """One line of the history. `verdict` is "serving", or "failed" with the reason in `cause`. `fenced`: the level by
+    which the old node was fenced; "" = it gave the volume up."""
 
     volume: str
     source: str
@@ -62,6 +63,7 @@ class Takeover:
     cause: str
     verdict: str
     leader: str = ""
+    fenced: str = ""
     steps: tuple[TimedStep, ...] = field(default_factory=tuple)
 
     def as_json(self) -> dict[str, Any]:

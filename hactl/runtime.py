@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hactl import controller
-from hactl.controller import Event, Phase, Run, Volume
+from hactl.controller import Event, Phase, Run, Step, StepFailed, Volume
 from hactl.interpret import Interpreter, Span
 from hactl.messages import Assignment
 from hactl.record import Takeover, TimedStep
@@ -50,6 +50,8 @@ class VolumeRuntime:
     changed: Callable[[], None]
     finished: Callable[[Takeover], None]
     handle: Callable[[], tuple[int, int]]
+    forbid: Callable[[str, Step], str] = lambda volume, step: ""
+    """Asked just before each step: why it must not be done now ("" = it may)."""
     story: Story | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
@@ -102,7 +104,8 @@ class VolumeRuntime:
             self.log(f"volume={self.name} the address is back, but nobody was told: {failed}")
 
     async def _perform(self, run: Run) -> None:
-        outcome = await self.interpreter.run(run)
+        why = self.forbid(self.name, run.step)
+        outcome: Event = StepFailed(step=run.step, text=why) if why else await self.interpreter.run(run)
         self.feed(controller.Tick(now_ms=self.clock.now_ms()))
         self.feed(outcome)
 
@@ -205,6 +208,7 @@ def _takeover(runtime: VolumeRuntime, story: Story, key: int, epoch: int, verdic
         cause=cause,
         verdict=verdict,
         leader=word.leader,
+        fenced=word.fenced,
         steps=tuple(steps),
     )
 

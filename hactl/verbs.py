@@ -82,6 +82,9 @@ class Verbs:
         )
         state["nodes"] += self._voters()
         state["nodes"].sort(key=lambda node: node["number"])
+        for node in state["nodes"]:
+            node["fenced"] = daemon.fenced.get(node["name"])
+        state["exercise"] = daemon.exerciser.show() if daemon.exerciser is not None else None
         state["witness"] = daemon.witness.show(dict(view.witness)) if view.witness else None
         state["lease_left_ms"] = view.lease_left_ms
         state["config"] = changes.progress(view, daemon.config.cluster)
@@ -123,6 +126,8 @@ class Verbs:
             if not 0 < view.nodes[name].config_version < view.config.version
         ]
         problems += list(view.conflict)
+        problems += daemon.fencer.problems()
+        problems += daemon.exerciser.problems() if daemon.exerciser is not None else []
         problems += [f"watchdog of {view.me}: {view.watchdog}"] if view.watchdog else []
         problems += daemon.witness.problems()
         if view.witness.get("waits_for"):

@@ -187,6 +187,11 @@ class VolumeSet:
             stack=stack,
         )
 
+    def standing_by(self) -> dict[str, tuple[str, ...]]:
+        """The volumes that another node serves, or nobody: their devices here."""
+        idle = (each for each in self.seen.values() if each.runtime.machine.phase is Phase.STANDBY and not each.gone)
+        return {each.label.volume: tuple(each.luns.devices.values()) for each in idle}
+
     def in_hand(self) -> tuple[int, int]:
         """(held, lost): volumes that this node has in hand and whose disk is its own; and those that it lost and has
         not let go yet. For node watch's watchdog."""

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from hwlab import netns, procs, qemu, record, ssh, uml
+from hwlab import bmc, netns, procs, qemu, record, ssh, uml
 from hwlab.debkernel import ensure_debian_kernel
 from hwlab.errors import LabError, LabLost
 from hwlab.guests import Guest, host_dir, key_file, lun_file
@@ -76,6 +76,7 @@ class LocalLab:
         with record.locked(self.name):
             self._claim(progress)
             netns.create(self.name, self.topology)
+            bmc.ensure(self.name, self.topology)
             for lun in self.topology.luns:
                 _make_sparse(lun_file(self.name, lun.name), lun.size_mb)
             started = time.monotonic()

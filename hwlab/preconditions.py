@@ -26,6 +26,7 @@ HOST_PACKAGES = (
     "iproute2",
     "kmod",
     "mmdebstrap",
+    "openipmi",  # ipmi_sim: the management controllers of topology `power`
     "openssh-client",
     "python3-venv",
     "qemu-system-x86",

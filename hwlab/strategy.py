@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from hwlab import hostfaults, payload
+from hwlab import bmc, hostfaults, payload
 from hwlab.errors import LabError
 from hwlab.faults import DAEMON, NODEWATCH, UNDO_COMMANDS
 from hwlab.protocols import Host, Lab, LinkState, PowerState, Progress
@@ -52,7 +52,8 @@ def serve(lab: Lab, say: Progress) -> None:
     undo_commands(lab)
     install(installed, say)
     wait_for_disks(lab, installed, say)
-    configure(nodes, say, [*engine_options(lab.topology), *witness_options(lab)], lab.topology.timing)
+    configure(nodes, say, [*engine_options(lab.topology), *witness_options(lab)], further_sections(lab.topology))
+    give_secrets(lab, nodes)
     start_engine(nodes, say, lab.topology.engine)
     add_witness(lab, nodes, say)
     start_daemons(nodes, say)
@@ -129,10 +130,22 @@ def wait_for_disks(lab: Lab, nodes: list[Host], say: Progress) -> None:
     in_parallel(on, nodes)
 
 
-def configure(
-    nodes: list[Host], say: Progress, options: Sequence[str] = (), timing: Mapping[str, int] | None = None
-) -> None:
-    """One configuration and one key, made by the first node that has none to follow, the same on all."""
+def give_secrets(lab: Lab, nodes: list[Host]) -> None:
+    """The password of the nodes' management controllers, where the topology has some."""
+    if lab.topology.bmc is not None:
+        secret = f"{bmc.password(lab.name)}\n".encode()
+        in_parallel(lambda host: host.command.put({bmc.SECRET: secret}, mode=0o600), nodes)
+
+
+def further_sections(topology: Topology) -> bytes:
+    """What hactl.toml says beyond what `hactl init` writes."""
+    timing = timing_section(topology.timing) if topology.timing else b""
+    return timing + bmc.configuration(topology).encode()
+
+
+def configure(nodes: list[Host], say: Progress, options: Sequence[str] = (), further: bytes = b"") -> None:
+    """One configuration and one key, made by the first node that has none to follow, the same on all. `further`: more
+    sections than `hactl init` writes."""
 
     def read(host: Host) -> tuple[bytes, bytes] | None:
         files = [host.command.run(["cat", path], check=False) for path in (CONFIG, KEY)]
@@ -145,8 +158,8 @@ def configure(
     if not existing:
         say(f"cluster: configuring {', '.join(host.name for host in nodes)}")
         nodes[0].command.run(init_argv(nodes, options))
-        if timing:
-            nodes[0].command.run(["sh", "-c", f"cat >>{CONFIG}"], input=timing_section(timing))
+        if further:
+            nodes[0].command.run(["sh", "-c", f"cat >>{CONFIG}"], input=further)
         first = read(nodes[0])
         if first is None:
             raise LabError(f"`hactl init` on {nodes[0].name} wrote no {CONFIG}")

@@ -109,6 +109,14 @@ class VolumeSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BmcSpec:
+    """Each node has a management controller (`bmc.py`). `levels`, `distrust`: of hactl's `[fencing]`."""
+
+    levels: tuple[str, ...]
+    distrust: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
     """A whole lab. `networks`: name -> subnet. `power`: templates of commands, for hosts that exist already."""
 
@@ -133,6 +141,7 @@ class Topology:
     """Values for the section `[timing]` of hactl.toml; empty = hactl's own."""
     witness: tuple[str, ...] = ()
     """Names of the LUNs that are the cluster's witness."""
+    bmc: BmcSpec | None = None
     slow_stamps_ms: int = 0
     """How long the target takes for each write to the stamps' area; other writes are not slowed."""
     multipath: bool = False
@@ -216,6 +225,7 @@ def parse(text: str, where: str) -> Topology:
         witness=tuple(table.take("witness", list, [])),
         slow_stamps_ms=table.take("slow_stamps_ms", int, 0) or 0,
         multipath=table.take_flag("multipath"),
+        bmc=_bmc(table.take_table("bmc")),
     )
     table.finish()
     _check(topology, where)
@@ -320,6 +330,14 @@ def _volume(table: _Table | None) -> VolumeSpec | None:
     )
     table.finish()
     return volume
+
+
+def _bmc(table: _Table | None) -> BmcSpec | None:
+    if table is None:
+        return None
+    bmc = BmcSpec(levels=tuple(table.take("levels", list)), distrust=tuple(table.take("distrust", list, [])))
+    table.finish()
+    return bmc
 
 
 def _check(topology: Topology, where: str) -> None:

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from nodewatch import events as ev
@@ -124,6 +125,8 @@ class Service:
         file.save(restored)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._writer = StableWriter(file, self._wake_fd, lambda text: log(text, serious=True))
+        self._armed = Path(options.socket).with_name("watchdog-armed")
+        left_armed = self._left_armed(config)
         self._watch = NodeWatch(
             config=config,
             me=me,
@@ -131,6 +134,7 @@ class Service:
             other_keys=tuple(other_keys),
             restored=restored,
             now_ms=clock_ms(),
+            left_armed=left_armed,
         )
         self._listener = Listener(options.socket)
         self._connections: dict[int, Connection] = {}
@@ -143,7 +147,7 @@ class Service:
             log(warning, serious=True)
         self._monitor: LinkMonitor | None = None
         # Last: from here on the host is reset if this process does not go on.
-        self._device = _open_watchdog(config)
+        self._device = None if left_armed else self._open_watchdog(config)
         log(f"node={me.name} number={me.number} generation={restored.generation} term={restored.term} started")
 
     def run(self) -> None:
@@ -417,10 +421,11 @@ class Service:
                 case ev.Publish():
                     self._publish()
                 case ev.Pat():
-                    self._pat()
+                    self._pat(effect)
                 case ev.Disarm():
                     if self._device is not None:
                         self._device.disarm()
+                        self._armed.unlink(missing_ok=True)
                 case ev.Log():
                     log(effect.text, effect.serious)
 
@@ -435,11 +440,42 @@ class Service:
                 if link.send_errors:
                     self._say_send_errors(link)
 
-    def _pat(self) -> None:
-        if self._device is None:
+    def _left_armed(self, config: ClusterConfig) -> bool:
+        """W6 of watchdog.py: did a node watch of this boot die with the watchdog armed?"""
+        left = config.watchdog is not None and config.watchdog_fences and self._armed.exists()
+        if left:
+            log("the watchdog is armed since before; it is opened when it may be patted", serious=True)
+        return left
+
+    def _open_watchdog(self, config: ClusterConfig) -> WatchdogDevice | None:
+        """Armed from here on. Raises StartError."""
+        if config.watchdog is None:
+            return None
+        try:
+            device = WatchdogDevice(config.watchdog, config.timing.watchdog_s)
+        except WatchdogUnusable as error:
+            raise StartError(f"{error}; or remove the section") from error
+        wrong = config.timing.watchdog_violations(device.timeout_s) if config.watchdog_fences else []
+        if wrong:
+            device.disarm()
+            raise StartError(
+                f"[watchdog] device {config.watchdog}: {wrong[0]}; use another device, other timing, or leave "
+                '"watchdog" out of [fencing] levels'
+            )
+        self._armed.touch()
+        log(f"watchdog {config.watchdog} ({device.identity}) armed: {device.timeout_s} s")
+        return device
+
+    def _pat(self, effect: ev.Pat) -> None:
+        if effect.not_after_ms is not None and clock_ms() >= effect.not_after_ms:
             return
         try:
-            self._device.pat()
+            if self._device is None:
+                self._device = self._open_watchdog(self._config)
+            if self._device is not None:
+                self._device.pat()
+        except StartError as error:
+            log(f"watchdog not patted: {error}", serious=True)
         except OSError as error:
             log(f"watchdog not patted: {error.strerror}", serious=True)
 
@@ -557,17 +593,6 @@ def _bind(config: ClusterConfig, me: NodeConfig) -> list[UdpLink | None]:
         if time.monotonic() >= give_up:
             raise StartError(f"cannot listen on {trouble}; is this host really {me.name}, and is its network up?")
         time.sleep(0.2)
-
-
-def _open_watchdog(config: ClusterConfig) -> WatchdogDevice | None:
-    if config.watchdog is None:
-        return None
-    try:
-        device = WatchdogDevice(config.watchdog, config.timing.watchdog_s)
-    except WatchdogUnusable as error:
-        raise StartError(f"{error}; or remove the section") from error
-    log(f"watchdog {config.watchdog} ({device.identity}) armed: {device.timeout_s} s")
-    return device
 
 
 def _become_punctual() -> None:

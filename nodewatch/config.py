@@ -11,9 +11,10 @@ import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from nodewatch import sections
 from nodewatch.engine import BUILTIN, ENGINES
 from nodewatch.lease import PatientTiming, Timing
 from nodewatch.quorum import majority
@@ -35,6 +36,8 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "metrics": ("listen",),
     "witness": ("wwids",),
     "watchdog": ("device",),
+    "fencing": ("levels", "agent", "distrust"),
+    "exercise": ("window", "zone", "swap", "read_mb", "slow_ms"),
 }
 WITNESS_LUNS_MAX = 5
 _WWID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/ -]{0,127}")
@@ -94,6 +97,14 @@ class ClusterConfig:
     """WWIDs of the LUNs that have one vote together, ascending: `arbitration.py`."""
     engine: str = BUILTIN
     """What carries heartbeats and says who is there: `nodewatch/engine.py`."""
+    fencing: sections.Fencing = field(default_factory=sections.Fencing)
+    exercise: sections.Exercise | None = None
+    """None = what is not in use is not exercised."""
+
+    @property
+    def watchdog_fences(self) -> bool:
+        """Others may count on it that a node without lease is reset: W5 of `watchdog.py`."""
+        return sections.WATCHDOG in self.fencing.levels
 
     @property
     def votes(self) -> int:
@@ -127,7 +138,8 @@ class ClusterConfig:
         summary = hashes.Hash(hashes.SHA256())
         history = (self.version, self.previous, self.keys)
         votes = (self.witness, sorted(node.number for node in self.nodes if node.votes_only))
-        summary.update(repr((self.name, self.uuid, nodes, timing, self.port, self.engine, history, votes)).encode())
+        parts = (self.name, self.uuid, nodes, timing, self.port, self.engine, history, votes, *self.fencing.essence)
+        summary.update(repr(parts).encode())
         return summary.finalize()[:8]
 
     @property
@@ -182,6 +194,7 @@ class _Reader:
         engine = self._engine(cluster)
         timing = self._timing(engine)
         nodes = self._nodes()
+        watchdog = self._watchdog()
         config = ClusterConfig(
             name=self._text("cluster", 0, cluster, "name", _is_name, "letters, digits, - . _"),
             uuid=self._text("cluster", 0, cluster, "uuid", _is_uuid, "a uuid in lower case, as `uuidgen` prints it"),
@@ -196,7 +209,9 @@ class _Reader:
             keys=self._keys(cluster),
             witness=self._witness(nodes),
             engine=engine,
-            watchdog=self._watchdog(),
+            watchdog=watchdog,
+            fencing=self._fencing(nodes, watchdog is not None),
+            exercise=self._exercise(),
         )
         self._check_timing(timing, witness=bool(config.witness))
         return config
@@ -385,6 +400,21 @@ class _Reader:
             return None
         return self._text("watchdog", 0, table, "device", _is_path, "an absolute path, as /dev/watchdog0")
 
+    def _exercise(self) -> sections.Exercise | None:
+        if "exercise" not in self._document:
+            return None
+        try:
+            return sections.exercise(self._table("exercise"))
+        except sections.Wrong as wrong:
+            raise self._error(wrong.section, wrong.index, wrong.key, wrong.problem, wrong.action) from None
+
+    def _fencing(self, nodes: tuple[NodeConfig, ...], watchdog: bool) -> sections.Fencing:
+        serving = [node.name for node in nodes if not node.votes_only]
+        try:
+            return sections.fencing(self._table("fencing"), serving, watchdog=watchdog)
+        except sections.Wrong as wrong:
+            raise self._error(wrong.section, wrong.index, wrong.key, wrong.problem, wrong.action) from None
+
     def _table(self, section: str, required: bool = False) -> dict[str, Any]:
         table = self._document.get(section)
         if table is None:
@@ -438,7 +468,7 @@ class _Reader:
         return value
 
     def _error(self, section: str, index: int, key: str | None, problem: str, action: str) -> ConfigError:
-        name = f"[[{section}]]" if section == "node" else f"[{section}]"
+        name = f"[[{section}]]" if section in ("node", "fencing.agent") else f"[{section}]"
         field = f"{name} {key}" if key else name
         return ConfigError(line=self._line(section, index, key), field=field, problem=problem, action=action)
 

@@ -87,6 +87,7 @@ class NodeWatch:
         restored: Stable,
         now_ms: int,
         other_keys: tuple[bytes, ...] = (),
+        left_armed: bool = False,
     ) -> None:
         """`key` seals what leaves; what comes may be sealed under that or under `other_keys`."""
         timing = config.timing
@@ -163,7 +164,9 @@ class NodeWatch:
         )
         self._daemon = DaemonWatch(timing)
         self._daemon_state = Daemon.ABSENT
-        self._watchdog = Watchdog(timing.watchdog_s * 1000, now_ms) if config.watchdog else None
+        dog = Watchdog(timing.watchdog_s * 1000, now_ms, left_armed=left_armed)
+        self._watchdog = dog if config.watchdog else None
+        self._watchdog_fences = config.watchdog_fences
         self._scene = Scene(
             me=me,
             nodes=config.nodes,
@@ -751,13 +754,15 @@ class NodeWatch:
             daemon=self._daemon_state,
             held=watchdog.held,
             lost=watchdog.lost,
+            fences=self._watchdog_fences,
         )
 
     def _guard(self, watchdog: Watchdog, now: int) -> None:
         """The rules of `watchdog.py`."""
         before = watchdog.objection
-        if watchdog.due(self._condition(watchdog, now), now):
-            self._out.append(ev.Pat())
+        seen = self._condition(watchdog, now)
+        if watchdog.due(seen, now):
+            self._out.append(ev.Pat(not_after_ms=self._lease.end_ms if watchdog.rests_on_lease(seen) else None))
         if watchdog.objection != before:
             self._changed = True
             self._log(f"watchdog {watchdog.words(now) or 'patted again'}", serious=bool(watchdog.objection))

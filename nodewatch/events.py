@@ -312,7 +312,9 @@ class Publish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pat:
-    """Pat the watchdog."""
+    """Pat the watchdog, if the clock has not reached `not_after_ms` (None: whenever; W5 of `watchdog.py`)."""
+
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,10 @@ Rules
       not fencing the disk before a running A must have shut its gates: by the proof below, with shut_ms for
       lease_ms, shut_guard_ms after A was last heard.
 
+  R10 A node whose power was read back as off after the bar against it was confirmed has no gate any more: whatever it
+      had open went with its kernel. So no wait is left, as long as the bar stands and that life of it is not heard
+      again. (Booted anew it is a new generation, and by R2 gets no acknowledgement before the lift.)
+
 Claim. Let a majority P have promised to bar A. A's gate is closed, and stays closed until a lift, from
       v + guard_ms - age      on the clock of whoever received, at v, the last-ended of those promises,
       guard_ms = lease_ms * (1 + d) / (1 - d) + ROUNDING_MS.
@@ -84,6 +88,8 @@ from nodewatch.arbitration import WITNESS
 from nodewatch.quorum import kth_largest, majority
 
 ROUNDING_MS = 4
+WATCHDOG_TICK_MS = 1000
+"""Watchdogs count in whole seconds, and need not reset in the middle of one."""
 STAGGER_MS = 100
 """Between the candidacies of two neighbours in rank: longer than a round of votes with its fsync takes."""
 
@@ -152,6 +158,26 @@ class Timing:
         chance: a new node watch to hold a lease again, a hung hactld to be noticed, a restarted one to come back."""
         return math.ceil((self.guard_ms + self.daemon_hang_ms + self.daemon_restart_ms) / 1000)
 
+    @property
+    def reset_after_ms(self) -> int:
+        """Where the watchdog is a level of fencing: how long after the last possible end of a node's lease the node has
+        been reset, or has let go of every volume, on any other node's clock.
+
+        By W5 the last pat comes before the end of the lease. One more reload there may be after it: the kernel makes it
+        when node watch dies with the device open (W6: the next node watch opens it only when it may pat)."""
+        return self._elsewhere_ms(2 * self.watchdog_s * 1000 + WATCHDOG_TICK_MS)
+
+    def watchdog_violations(self, real_s: int) -> list[str]:
+        """As `violations`, for a watchdog that others count on: `real_s` is what the device took."""
+        if real_s == self.watchdog_s:
+            return []
+        return [
+            f"the device resets after {real_s} s, not after guard_ms + daemon_hang_ms + daemon_restart_ms = "
+            f"{self.guard_ms} + {self.daemon_hang_ms} + {self.daemon_restart_ms} = {self.watchdog_s} s: others "
+            f"take this node for reset 2 * {self.watchdog_s} + {WATCHDOG_TICK_MS // 1000} s after its lease, and it "
+            f"may take 2 * {real_s} + {WATCHDOG_TICK_MS // 1000} s"
+        ]
+
     def violations(self) -> list[str]:
         """Every promise that these values break, with its arithmetic; empty = they are good."""
         found = [
@@ -213,6 +239,16 @@ class Timing:
                 f"must have ended; set head_start_ms to at most {self.head_start_ms - spent + self.guard_ms}"
             )
         return found
+
+    def fencing_table(self) -> list[TimingRow]:
+        """More rows, for a cluster that has the watchdog as a level of fencing."""
+        worst = self.guard_ms + self.reset_after_ms
+        because = (
+            f"guard_ms + (2 * watchdog_s * 1000 + {WATCHDOG_TICK_MS}) * (1 + d) / (1 - d) + {ROUNDING_MS} = "
+            f"{self.guard_ms} + {self.reset_after_ms} after it was heard: last pat before its lease ends, one reload "
+            "when node watch dies"
+        )
+        return [TimingRow("node without contact has reset itself", (self.watchdog_s - 1) * 1000, worst, because)]
 
     def table(self) -> list[TimingRow]:
         """Best and worst case of each phase of a takeover, from the values that run. A network delay of 0 is

@@ -95,6 +95,7 @@ def show(
         config=_config(scene, membership, now_ms),
         witness=witness,
         watchdog=watchdog,
+        made_ms=now_ms,
     )
 
 

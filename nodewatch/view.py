@@ -140,6 +140,8 @@ class View:
     used_by (names), luns ({wwid, epoch, claimed_by}), problem, waits_for; the last two "" = nothing."""
     watchdog: str | None = None
     """Of this host. None = off; "" = armed and patted; else why it is not patted, and when it resets the host."""
+    made_ms: int = 0
+    """When it was made, on this host's clock since boot: a reader that was held up can tell how old it is."""
 
 
 def to_json(view: View) -> dict[str, Any]:

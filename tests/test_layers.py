@@ -17,6 +17,7 @@ TOUCHING = {
 }  # fmt: skip
 PURE_HACTL = (
     "controller", "placement", "messages", "status", "explain", "members", "leader", "nodestatus", "sets", "preflight",
+    "exercise", "levels",
 )  # fmt: skip
 
 

@@ -97,6 +97,8 @@ def nodes(each: list[dict[str, Any]]) -> str:
         "DAEMON": [n["daemon"] for n in each],
         "READY": [n["ready"] for n in each],
     }
+    if any(n.get("fenced") for n in each):
+        columns["FENCED"] = [n.get("fenced") for n in each]
     if any("links" in n for n in each):
         columns["LINKS"] = [" ".join(n.get("links", [])) for n in each]
     if any("config_version" in n for n in each):
@@ -134,7 +136,7 @@ def history(each: list[dict[str, Any]]) -> str:
 def _takeover(one: dict[str, Any]) -> str:
     head = (
         f"volume {one['volume']}  {one['from'] or '-'} -> {one['to']}  epoch {one['epoch']}  key {one['key']}  "
-        f"{one['verdict']}: {one['cause']}"
+        f"{one['verdict']}: {one['cause']}" + (f"  fenced by {one['fenced']}" if one.get("fenced") else "")
     )
     if not one["steps"]:
         return head

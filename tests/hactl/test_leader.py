@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from hactl.errors import RequestRefused
+from hactl.fencer import Fencer
 from hactl.leader import Leader
 from hactl.members import LinkSeen, Members, NodeSeen
 from hactl.messages import Assign, Report, Request
 from hactl.placement import Facts
+from nodewatch.sections import Agent, Fencing
 from tests.hactl.test_placement import SERVED, facts, gone, node
 
 
@@ -52,6 +54,23 @@ def test_a_report_of_an_older_term_does_not_count() -> None:
     assert members.facts(nodes, term=4, seen_ms=0, now_ms=0, now_unix_ms=0).nodes["n1"].report is not None
 
 
+def plain_fencer() -> Fencer:
+    """Reservations only: no agent is ever run."""
+
+    async def never(agent: Agent) -> str:
+        raise AssertionError(agent)
+
+    return Fencer(
+        config=Fencing(),
+        reset_after_ms=None,
+        switch=never,
+        switch_on=never,
+        now_ms=lambda: 0,
+        log=print,
+        changed=lambda: None,
+    )
+
+
 def test_a_leader_that_began_again_builds_only_on_reports_that_know_it() -> None:
     """Found by the simulation: a restarted hactld of the leader numbered its orders from 1 again, and nodes that had
     heard number 2 of its earlier life ignored them until the next term."""
@@ -68,7 +87,7 @@ def test_a_leader_that_began_again_builds_only_on_reports_that_know_it() -> None
     assert known(5000).nodes["n1"].report is not None
 
     told: list[Assign] = []
-    leader = Leader(bar=print, lift=print, tell=told.append, log=lambda text: None)
+    leader = Leader(bar=print, lift=print, tell=told.append, log=lambda text: None, fencer=plain_fencer())
     leader.decide(replace(known(5000), nodes={}))
     assert [assign.base for assign in told] == [5000], "told at once, though there is no word yet"
     leader.decide(replace(facts(**SERVED), base=5000))
@@ -114,7 +133,13 @@ class Rig:
     log: list[str] = field(default_factory=list)
 
     def leader(self) -> Leader:
-        return Leader(bar=self.barred.append, lift=self.lifted.append, tell=self.told.append, log=self.log.append)
+        return Leader(
+            bar=self.barred.append,
+            lift=self.lifted.append,
+            tell=self.told.append,
+            log=self.log.append,
+            fencer=plain_fencer(),
+        )
 
 
 def test_the_word_is_told_when_it_changes_and_when_asked_to_repeat() -> None:

@@ -125,7 +125,9 @@ def test_a_new_cluster_is_made_on_the_first_node_and_copied_to_the_others(timing
             return done
 
     one = replace(one, command=InitCommand(first, {"cat": (1, b"")}))
-    strategy.configure([one, node("n2", second, {"cat": (1, b"")})], quiet, timing=timing)
+    strategy.configure(
+        [one, node("n2", second, {"cat": (1, b"")})], quiet, further=strategy.timing_section(timing) if timing else b""
+    )
     assert any("cat >>/etc/hactl/hactl.toml" in call for call in first) == bool(timing)
     assert not any(call.startswith("put") for call in first)
     assert "put /etc/hactl/hactl.toml 644" in second

@@ -9,6 +9,8 @@ import struct
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
@@ -16,8 +18,10 @@ from nodewatch import _watchdog
 from nodewatch import events as ev
 from nodewatch._watchdog import WatchdogDevice, WatchdogUnusable
 from nodewatch.config import ConfigError, parse_config
+from nodewatch.core import NodeWatch
 from nodewatch.heartbeat import Daemon
 from nodewatch.lease import Timing
+from nodewatch.sections import Fencing
 from nodewatch.view import View
 from nodewatch.watchdog import Condition, Watchdog, objection
 
@@ -145,6 +149,97 @@ def test_a_node_that_is_cut_off_and_shut_its_address_is_patted() -> None:
     assert kennel.pats(5000) >= 4
     kennel.beat(0, 1)
     assert kennel.pats(5000) == 0
+
+
+def test_where_the_watchdog_fences_a_node_without_a_lease_is_patted_only_with_nothing_in_hand() -> None:
+    fences = STOPPED._replace(fences=True)
+    assert objection(fences) == "" and objection(WELL._replace(fences=True)) == ""
+    assert "the watchdog is to fence this node" in objection(fences._replace(held=1))
+    assert "the watchdog is to fence this node" in objection(fences._replace(lost=1))
+
+
+class Reloads:
+    """The watchdog device of node 3 in a simulation where the others count on it, and what they count."""
+
+    def __init__(self, seed: int) -> None:
+        self.sim = Simulation(seed)
+        fencing = Fencing(levels=("reservation", "watchdog"), distrust=("v1",))
+        for node in self.sim.nodes.values():
+            node.cluster = replace(self.sim.config, watchdog="/dev/watchdog0", fencing=fencing)
+        self.node, self.last_ms = self.sim.nodes[3], 0.0
+        self.make_core = self.sim.make_core
+        self.sim.make_core = self.make  # type: ignore[method-assign]
+        act = self.node.act
+        self.node.act = lambda effect: (self.note(effect), act(effect))[1]  # type: ignore[method-assign]
+        self.sim.run_until(5000)
+        self.beat()
+
+    def make(self, **given: Any) -> NodeWatch:
+        """W6: whoever follows a node watch that died was left an armed watchdog."""
+        mine = given["me"].number == 3
+        return self.make_core(**given, left_armed=mine and self.node.life > 1)
+
+    def note(self, effect: ev.Effect) -> None:
+        late = isinstance(effect, ev.Pat) and effect.not_after_ms is not None
+        if isinstance(effect, ev.Pat) and not (late and self.node.clock() >= (effect.not_after_ms or 0)):
+            self.last_ms = self.sim.now
+
+    def beat(self) -> None:
+        if self.node.watch is not None:
+            self.node.feed(ev.DaemonBeat(now_ms=self.node.clock(), held=1, lost=0))
+
+    def taken_for_reset(self, patience_ms: int) -> float:
+        """Cut off from now on. When the leader takes node 3 for reset, in true time."""
+        self.sim.network.cuts.update({(3, 1), (3, 2), (1, 3), (2, 3)})
+        give_up = self.sim.now + patience_ms
+        while self.sim.now < give_up:
+            self.sim.run_until(self.sim.now + 20)
+            for number in (1, 2):
+                watch, clock = self.sim.nodes[number].watch, self.sim.nodes[number].clock()
+                assert watch is not None
+                view = watch.view(clock)
+                if view.role != "leader" or not view.nodes["n3"].barred:
+                    self.sim.nodes[number].feed(ev.BarWanted(now_ms=clock, node="n3"))
+                elif view.nodes["n3"].safe_in_ms is not None:
+                    until = clock + view.nodes["n3"].safe_in_ms + self.sim.config.timing.reset_after_ms
+                    return self.sim.nodes[number].true_time(until)
+        raise AssertionError("no bar was confirmed")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_node_without_contact_is_reset_before_others_count_on_it(seed: int) -> None:
+    """Clocks run as fast and as slow as they may; node watch dies at any time, and is started again."""
+    world = Reloads(seed)
+    timing, draw = world.sim.config.timing, Random(seed)
+    world.sim.run_until(world.sim.now + draw.uniform(0, 2000))
+    counted_ms = world.taken_for_reset(10_000)
+    if seed % 3:
+        world.sim.run_until(world.sim.now + draw.uniform(0, timing.watchdog_s * 1000))
+        if world.last_ms + timing.watchdog_s * 1000 / world.node.rate > world.sim.now:
+            world.last_ms = world.sim.now  # the kernel reloads it when the device is closed
+        world.node.kill()
+        world.node.start()
+        if seed % 3 == 2:
+            world.sim.run_until(world.sim.now + 5000)
+            world.node.kill()  # it never opened the device, so nothing is reloaded
+            world.node.start()
+    world.sim.run_until(counted_ms)
+    reset_ms = world.last_ms + timing.watchdog_s * 1000 / world.node.rate
+    assert reset_ms <= counted_ms
+
+
+def test_the_time_after_which_a_node_was_reset_is_derived_and_shown() -> None:
+    timing = Timing()
+    assert timing.reset_after_ms == 32_057 == -(-(2 * 14_000 + 1000) * 105 // 95) + 4
+    [row] = timing.fencing_table()
+    assert (row.worst_ms, row.best_ms) == (timing.guard_ms + 32_057, 13_000)
+    assert replace(timing, daemon_restart_ms=0).reset_after_ms < 11_000
+
+
+def test_a_watchdog_that_waits_longer_than_others_count_on_is_refused() -> None:
+    assert Timing().watchdog_violations(14) == []
+    [why] = Timing().watchdog_violations(20)
+    assert "= 1883 + 2000 + 10000 = 14 s" in why and "2 * 20 + 1 s" in why
 
 
 def test_it_is_disarmed_at_the_end_only_when_nothing_is_in_hand() -> None:
