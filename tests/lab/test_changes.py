@@ -17,7 +17,7 @@ from hwlab.protocols import Host, Lab
 from hwlab.strategy import CONFIG, KEY, serve
 from hwlab.topology import LAN
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.long]
 
 LAB = "members"
 STALL_S_MAX = 3.0
