@@ -20,7 +20,6 @@ import os
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,6 +39,8 @@ from fencing.port import Lun
 from fencing.timing import Stopwatch
 
 CLUSTER = "7a1a1a1a-0000-4000-8000-000000000001"
+VOLUME = "7a1a1a1a-0000-4000-8000-000000000002"
+"""Always the same, so that a copy of an earlier trial's label is an older one, and not another volume's."""
 
 
 class Gate:
@@ -89,7 +90,7 @@ class Trial:
             force=True, spread=self._spread,
         )  # fmt: skip
         label = Label(
-            cluster_uuid=CLUSTER, cluster_name="trial", volume="trial", volume_uuid=str(uuid.uuid4()),
+            cluster_uuid=CLUSTER, cluster_name="trial", volume="trial", volume_uuid=VOLUME,
             epoch=handle.epoch, wwids=tuple(lun.wwid for lun in ordered), fstype="ext4", lease_s=10, grace_s=10,
             seq=1, member=0, sizes=tuple(lun.size_bytes() for lun in ordered),
         )  # fmt: skip

@@ -223,10 +223,9 @@ def detect(kind: Kind, hosts: Sequence[Host], kills: int, say: Progress) -> list
     """
     found, missed, kill = list[float](), 0, 0
     while kill < kills:
-        # Where in its interval the victim is should not be the same each time.
-        time.sleep(2.0 + 0.037 * (kill + missed))
         try:
-            took = kill_once(kind, hosts)
+            # Where in its interval the victim is should not be the same each time.
+            took = kill_once(kind, hosts, 2.0 + 0.037 * (kill + missed))
         except Unseen as unseen:
             missed += 1
             say(f"{kind.name}: {unseen}; once more")
@@ -239,12 +238,16 @@ def detect(kind: Kind, hosts: Sequence[Host], kills: int, say: Progress) -> list
     return found
 
 
-def kill_once(kind: Kind, hosts: Sequence[Host]) -> list[float]:
-    """Kill the last host; ms until each of the others tells of it, or Unseen. On return it runs again, and all know."""
+def kill_once(kind: Kind, hosts: Sequence[Host], after_s: float) -> list[float]:
+    """Kill the last host; ms until each of the others tells of it, or Unseen. On return it runs again, and all know.
+
+    `after_s`: from when their journals are asked for; they must be heard by then.
+    """
     *survivors, victim = hosts
     number = len(hosts)
     followers = [Follower(host, kind.unit) for host in survivors]
     try:
+        time.sleep(after_s)
         since = time.monotonic()
         victim.power.off()
         pattern = kind.lost % number if "%s" in kind.lost else kind.lost

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hwlab import check_races, strategy, witness
+from hwlab import check_races, feed, strategy, witness
 from hwlab.check_races import Owned, Raced
 from hwlab.errors import LabError
 from hwlab.history import Verdict
@@ -263,16 +263,20 @@ def one_race(dice: random.Random, number: int, racers: Sequence[Racer], target: 
         if answer.get("ended"):
             racer.end()
             racer.begin()
-    again = not any(answer.get("ok") for answer in answers.values())
+    good = those_with_a_good_handle(racers)
+    again = not good and ("ended" in kind or not any(answer.get("ok") for answer in answers.values()))
     if again:
+        # the last winner ended, before or after it could say so
         must(dice.choice(list(racers)).ask(do="acquire"))
-    good = {}
-    for racer in racers:
-        verdict = racer.ask(do="verify")
-        if verdict.get("good"):
-            good[racer.name] = str(verdict["key"])
+        good = those_with_a_good_handle(racers)
     ends = {racer.name: told(answer) for racer, answer in answers.items()}
     return Raced(number=number, kind=kind, owned=owned(target), good=good, ends=ends, again=again)
+
+
+def those_with_a_good_handle(racers: Sequence[Racer]) -> dict[str, str]:
+    """Name -> key, as the LUNs answer each of them."""
+    asked = {racer.name: racer.ask(do="verify") for racer in racers}
+    return {name: str(verdict["key"]) for name, verdict in asked.items() if verdict.get("good")}
 
 
 def freeze(host: Host, after_s: float, for_s: float) -> None:
@@ -314,7 +318,7 @@ def _shown(key: str) -> str:
 @contextmanager
 def watched(target: Host) -> Iterator[list[tuple[str, Owned]]]:
     """Every change of a LUN's registrations that the witness on the target sees meanwhile, in order."""
-    source = (PACKAGE_DIR / "witness.py").read_bytes()
+    source = feed.program(PACKAGE_DIR / "witness.py").encode()
     target.command.put({"/run/witness.py": source})
     argv = ["python3", "-u", "/run/witness.py", "--numbers", "1", "--lun", "farm*", "--interval-ms", "20"]
     process = target.command.start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
