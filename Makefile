@@ -12,7 +12,7 @@ LAB ?= lab
 help:
 	@echo "make drill [DRILL=NAME] [RUNS=N]   boot the lab and run a failover drill (default: kill-primary)"
 	@echo "make test     everything that CI runs: make check, make sim, then tests and drills on real kernels"
-	@echo "make lab-tests-long   more on real kernels: corosync, watchdog, flap, starved, stop-node"
+	@echo "make lab-tests-long   more on real kernels: corosync, changes while running, flap, starved, stop-node, storage"
 	@echo "make check    lint, types, layers and unit tests, in seconds; needs no root"
 	@echo "make sim [SEEDS=N]     simulate N seeds of misfortune (default 1000); part of make test"
 	@echo "make soak [HOURS=N]    simulate new seeds for hours"

@@ -51,6 +51,7 @@ KEYS_MAX = 1 << 16
 READS_MAX = 8
 
 _STATUS_CONFLICT = 0x18
+_MESSAGE_BYTE = 0x0100
 _NOT_SUPPORTED = frozenset((errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL))
 _NEVER_SENT = frozenset((errno.EAGAIN, errno.ENODEV, errno.ENXIO, errno.EBADF, errno.EPERM, errno.EACCES))
 
@@ -182,7 +183,7 @@ class PrIoctlPort:
         status = self._call(operation, request, bytearray(argument), own_key)
         if status:
             # all others stand for many causes: 0x2 I/O error, 0x10000 and more for paths that failed at any time
-            kind = Refused if status == _STATUS_CONFLICT else OutcomeUnknown
+            kind = Refused if _conflicts(status) else OutcomeUnknown
             raise self._error(operation, _sense(status), kind, own_key)
 
     def _call(self, operation: str, request: int, argument: bytearray, own_key: int | None) -> int:
@@ -218,5 +219,10 @@ def _code(kind: PrType) -> int:
     return _TYPES.index(kind) + 1
 
 
+def _conflicts(status: int) -> bool:
+    """sd of Linux 6.1 hands up the whole SCSI result: the status is its low byte; 0x118 was seen as well as 0x18."""
+    return status & ~_MESSAGE_BYTE == _STATUS_CONFLICT
+
+
 def _sense(status: int) -> str:
-    return CONFLICT if status == _STATUS_CONFLICT else f"failed (PR status 0x{status:x})"
+    return CONFLICT if _conflicts(status) else f"failed (PR status 0x{status:x})"
