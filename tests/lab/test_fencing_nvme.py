@@ -12,7 +12,7 @@ from hwlab.lab import open_lab, remove_lab
 from hwlab.preconditions import preconditions
 from hwlab.protocols import Lab
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.long]
 
 LAB = "fencenvme"
 HERE = Path(__file__).parent
