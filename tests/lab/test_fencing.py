@@ -197,7 +197,7 @@ def test_a_formatted_disk_is_found_by_every_node_and_mounts(bench: Bench, fstype
     assert formatted["owner"] == ""
     assert bench.ask("n2", "scan")["volume"] == "v1"
     bench.ask("n1", "acquire", "1")
-    # the guest's script ended and closed the disk that it wrote to: udev reads the partitions anew, and they go for a moment
+    # the guest's script closed the disk that it wrote to: udev reads the partitions anew, and they go for a moment
     bench.shell("n1", f"udevadm settle && mount -t {fstype} /dev/sda2 /mnt && echo x > /mnt/x")
     busy = bench.answer("n1", "acquire", "1")
     assert busy["error"] == "DeviceBusy" and "mounted on /mnt" in busy["text"]
