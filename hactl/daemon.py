@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from hactl import _power, _reads, controller, messages, parcel, placement
+from hactl import _power, _reads, controller, levels, messages, parcel
 from hactl.changes import Changes
 from hactl.config import Config, load
 from hactl.configfile import ConfigFile
@@ -383,8 +383,12 @@ class Daemon:
         return dict(self._assign.fenced) if self._assign is not None and self.view.leader else {}
 
     def _forbid(self, volume: str, step: Step) -> str:
-        """L6 of levels.py: where the disk refuses nobody, only who has a lease at this moment may begin to write."""
-        if step not in (Step.ACQUIRE, Step.MOUNT) or placement.reserves(volume, self.facts()):
+        """L6 of levels.py: where the disk refuses nobody, only who has a lease at this moment may begin to write.
+
+        By this node's own reading of the label, not by reports: in a new term there may be none yet."""
+        distrusted = volume in self.config.cluster.fencing.distrust
+        risk = self.volumes.seen[volume].label.risk
+        if step not in (Step.ACQUIRE, Step.MOUNT) or (levels.reservations_hold(risk) and not distrusted):
             return ""
         view, now_ms = self.view, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
         left_ms = 0 if view.barred else view.made_ms + view.lease_left_ms - now_ms

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
 
+BARRED = "barred by a majority"
 RETRY_MS = 10_000
 """An agent that failed is run again after so long."""
 
@@ -120,7 +121,7 @@ def judge(order: Sequence[Level], proof: Proof, *, reserves: bool, refused: bool
 
 def words(proof: Proof) -> str:
     """What is known of a node that a majority barred, for `hactl status`; `confirms` reads it."""
-    parts = ["barred by a majority"]
+    parts = [BARRED]
     if proof.power is not Power.UNTRIED:
         parts.append(f"power {proof.power}" + (f" ({proof.text})" if proof.text else ""))
     if proof.reset_in_ms is not None:
@@ -129,10 +130,13 @@ def words(proof: Proof) -> str:
 
 
 def confirms(told: str, level: Level) -> bool:
-    """Do these words say that the node was fenced by that level?"""
-    sign = {
-        Level.RESERVATION: "barred by a majority",
-        Level.POWER: f"; power {Power.OFF}",
-        Level.WATCHDOG: "; watchdog's time passed",
-    }[level]
-    return sign in told
+    """Do these words say that the node was fenced by that level? By place: in between stands what an agent said."""
+    match level:
+        case Level.RESERVATION:
+            return told.startswith(BARRED)
+        case Level.POWER:
+            return told.startswith(f"{BARRED}; power {Power.OFF}")
+        case Level.WATCHDOG:
+            return told.endswith("; watchdog's time passed")
+        case _ as unreachable:
+            assert_never(unreachable)

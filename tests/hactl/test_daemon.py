@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from hactl.daemon import NOT_NEEDED, main
+from hactl.controller import Step
+from hactl.daemon import NOT_NEEDED, Daemon, main
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "hactld.service"
 
@@ -50,3 +51,17 @@ def test_on_a_node_that_only_votes_hactld_ends_and_systemd_leaves_it_alone(
     assert "only votes" in capsys.readouterr().err
     lines = UNIT.read_text().splitlines()
     assert {f"SuccessExitStatus={NOT_NEEDED}", f"RestartPreventExitStatus={NOT_NEEDED}"} <= set(lines)
+
+
+@pytest.mark.parametrize(("risk", "distrust"), [("fence", ()), ("", ("v1",)), ("room", ())])
+def test_without_a_lease_nobody_begins_to_write_where_the_disk_refuses_nobody(
+    risk: str, distrust: tuple[str, ...]
+) -> None:
+    """By the label alone: no report of anybody is there."""
+    node = SimpleNamespace(
+        config=SimpleNamespace(cluster=SimpleNamespace(fencing=SimpleNamespace(distrust=distrust))),
+        volumes=SimpleNamespace(seen={"v1": SimpleNamespace(label=SimpleNamespace(risk=risk))}),
+        view=SimpleNamespace(barred=False, made_ms=0, lease_left_ms=0),
+    )
+    told = [Daemon._forbid(node, "v1", step) for step in (Step.ACQUIRE, Step.MOUNT)]  # type: ignore[arg-type]
+    assert all("no lease" in why for why in told) if risk != "room" else told == ["", ""]

@@ -77,6 +77,9 @@ def test_the_words_confirm_what_they_say_and_nothing_else() -> None:
         assert confirms(told, P) == (proof.power is Power.OFF)
         assert confirms(told, W) == (proof.reset_in_ms == 0)
     assert confirms(words(NO_PROOF), R) and not confirms("", R)
+    # an agent may say anything
+    told = words(replace(FAILED, text="no; power off; watchdog's time passed", reset_in_ms=50))
+    assert confirms(told, R) and not confirms(told, P) and not confirms(told, W)
 
 
 # --- in the placement --------------------------------------------------------------------------------------------
