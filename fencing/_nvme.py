@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fencing import nvme
-from fencing.errors import Garbled, NotDelivered, OutcomeUnknown, PortError, Refused
+from fencing.deviceerrors import DeviceErrors
+from fencing.errors import NotDelivered, OutcomeUnknown, Refused
 from fencing.model import Capabilities, PrType, ReservationState
 from fencing.nvme import AcquireAction, Command, RegisterAction, ReleaseAction
 
@@ -47,13 +48,12 @@ def _ioctl(fd: int, request: int, argument: bytearray) -> int:
     return int(fcntl.ioctl(fd, request, argument, True))
 
 
-class Passthrough:
-    """Commands to one NVMe device, each waited for. `generation` is what errors say of the time before."""
+class Passthrough(DeviceErrors):
+    """Commands to one NVMe device, each waited for."""
 
     def __init__(self, device: str, ioctl: Ioctl = _ioctl) -> None:
         """OSError if it cannot be opened; no command is sent yet."""
-        self.device = device
-        self.generation: int | None = None
+        super().__init__(device)
         self._ioctl = ioctl
         self._fd = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -73,25 +73,6 @@ class Passthrough:
     def change(self, operation: str, command: Command, nsid: int, own_key: int) -> None:
         buffer = ctypes.create_string_buffer(command.data, len(command.data))
         self._send(operation, command, nsid, buffer, NVME_IOCTL_IO_CMD, CHANGE_TIMEOUT_MS, own_key)
-
-    def parse(self, parse: Callable[[bytes], T], answer: bytes) -> T:
-        try:
-            return parse(answer)
-        except ValueError as error:
-            raise self.garbled(str(error)) from error
-
-    def garbled(self, what: str) -> Garbled:
-        return Garbled(what, device=self.device, operation="read", generation=self.generation)
-
-    def error(self, operation: str, sense: str, kind: type[PortError], own_key: int | None) -> PortError:
-        return kind(
-            sense,
-            device=self.device,
-            operation=operation,
-            own_key=own_key,
-            sense=sense,
-            generation=self.generation,
-        )
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -13,9 +13,11 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable
+from functools import partial
 
 from fencing import scsi
-from fencing.errors import CONFLICT, Garbled, NotDelivered, OutcomeUnknown, PortError, Refused
+from fencing.deviceerrors import DeviceErrors
+from fencing.errors import CONFLICT, NotDelivered, OutcomeUnknown, Refused
 from fencing.model import Capabilities, PrType, ReservationState
 
 _REGISTER = struct.Struct("=QQII")
@@ -49,7 +51,10 @@ CANNOT_READ = "this kernel cannot read reservations through its PR ioctls"
 KEYS = 64
 KEYS_MAX = 1 << 16
 READS_MAX = 8
+ATTENTIONS_MAX = 3
+"""CHECK CONDITIONs in a row for one command to a SCSI device that are taken for UNIT ATTENTIONs."""
 
+_STATUS_CHECK_CONDITION = 0x02
 _STATUS_CONFLICT = 0x18
 _MESSAGE_BYTE = 0x0100
 _NOT_SUPPORTED = frozenset((errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL))
@@ -63,20 +68,15 @@ def _ioctl(fd: int, request: int, argument: bytearray) -> int:
     return int(fcntl.ioctl(fd, request, argument, True))
 
 
-class PrIoctlPort:
+class PrIoctlPort(DeviceErrors):
     """One block device: a ReservationPort whose registrants have no nexus. Used by one thread at a time."""
 
     def __init__(self, device: str, ioctl: Ioctl = _ioctl) -> None:
         """Open a whole disk. OSError if that fails; nothing is sent to the device yet."""
-        self._device = device
+        super().__init__(device)
         self._ioctl = ioctl
         self._fd = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._generation: int | None = None
         self._nvme = os.path.basename(os.path.realpath(device)).startswith("nvme")
-
-    @property
-    def device(self) -> str:
-        return self._device
 
     def read(self) -> ReservationState:
         """Two commands, again until both are of one generation. Refused (CANNOT_READ) on kernels that cannot.
@@ -87,9 +87,9 @@ class PrIoctlPort:
             before, keys = self._keys()
             generation, reservation = self._reservation()
             if before == generation:
-                self._generation = generation
-                return self._combine(generation, keys, reservation)
-        raise self._error("read", "registrations changed during every read", NotDelivered, None)
+                self.generation = generation
+                return self.parse(partial(scsi.combine, generation, keys), reservation)
+        raise self.error("read", "registrations changed during every read", NotDelivered, None)
 
     def capabilities(self) -> Capabilities:
         """Persistence is asked for and not told of: so none is claimed."""
@@ -104,7 +104,7 @@ class PrIoctlPort:
         if not self._nvme:
             self._register(old, new, _IGNORE_KEY if ignore_existing else 0)
         elif new == 0:
-            raise self._error("unregister", "the kernel would register key 0 (NVMe)", Refused, old)
+            raise self.error("unregister", "the kernel would register key 0 (NVMe)", Refused, old)
         elif ignore_existing:
             self._register_over(new)
         else:
@@ -151,7 +151,7 @@ class PrIoctlPort:
             if count <= room:
                 return generation, tuple(keys[:count])
             room = max(count, 2 * room)
-        raise self._garbled(f"a list of {room} keys, longer than any that makes sense")
+        raise self.garbled(f"a list of {room} keys, longer than any that makes sense")
 
     def _reservation(self) -> tuple[int, tuple[int, PrType] | None]:
         argument = bytearray(_READ_RESERVATION.size)
@@ -160,35 +160,41 @@ class PrIoctlPort:
         if code == 0:
             return generation, None
         if code > len(_TYPES):
-            raise self._garbled(f"a reservation of type {code}, which is not defined")
+            raise self.garbled(f"a reservation of type {code}, which is not defined")
         return generation, (key, _TYPES[code - 1])
-
-    def _combine(
-        self, generation: int, keys: tuple[int, ...], reservation: tuple[int, PrType] | None
-    ) -> ReservationState:
-        try:
-            return scsi.combine(generation, keys, reservation)
-        except ValueError as error:
-            raise self._garbled(str(error)) from error
 
     def _read(self, operation: str, request: int, argument: bytearray) -> None:
         try:
             status = self._call(operation, request, argument, None)
         except OutcomeUnknown as error:
-            raise self._error(operation, error.sense, NotDelivered, None) from error
+            raise self.error(operation, error.sense, NotDelivered, None) from error
         if status:
-            raise self._error(operation, _sense(status), NotDelivered, None)
+            raise self.error(operation, _sense(status), NotDelivered, None)
 
     def _change(self, operation: str, request: int, argument: bytes, own_key: int) -> None:
-        status = self._call(operation, request, bytearray(argument), own_key)
+        status, repeated = self._sent(operation, request, argument, own_key)
         if status:
-            # all others stand for many causes: 0x2 I/O error, 0x10000 and more for paths that failed at any time
-            kind = Refused if _conflicts(status) else OutcomeUnknown
-            raise self._error(operation, _sense(status), kind, own_key)
+            # A conflict of a repeated command may be with what the first one did. All other statuses stand for many
+            # causes: 0x2 for any sense, 0x10000 and more for paths that failed at any time.
+            kind = Refused if _means(status, _STATUS_CONFLICT) and not repeated else OutcomeUnknown
+            raise self.error(operation, _sense(status), kind, own_key)
+
+    def _sent(self, operation: str, request: int, argument: bytes, own_key: int) -> tuple[int, bool]:
+        """PR status, and whether the command was sent more than once.
+
+        CHECK CONDITION of a SCSI device is most often a UNIT ATTENTION, told once for each thing to be told, of a
+        command that did not run; the kernel keeps the sense to itself.
+        """
+        status = self._call(operation, request, bytearray(argument), own_key)
+        repeats = 0
+        while _means(status, _STATUS_CHECK_CONDITION) and repeats < ATTENTIONS_MAX and not self._nvme:
+            status = self._call(operation, request, bytearray(argument), own_key)
+            repeats += 1
+        return status, repeats > 0
 
     def _call(self, operation: str, request: int, argument: bytearray, own_key: int | None) -> int:
         if self._fd < 0:
-            raise self._error(operation, "the port is closed", NotDelivered, own_key)
+            raise self.error(operation, "the port is closed", NotDelivered, own_key)
         try:
             return self._ioctl(self._fd, request, argument)
         except OSError as error:
@@ -197,32 +203,19 @@ class PrIoctlPort:
             if number in _NOT_SUPPORTED:
                 reading = request in (IOC_PR_READ_KEYS, IOC_PR_READ_RESERVATION)
                 what = CANNOT_READ if reading else f"not supported ({sense})"
-                raise self._error(operation, what, Refused, own_key) from error
+                raise self.error(operation, what, Refused, own_key) from error
             kind = NotDelivered if number in _NEVER_SENT else OutcomeUnknown
-            raise self._error(operation, sense, kind, own_key) from error
-
-    def _garbled(self, what: str) -> Garbled:
-        return Garbled(what, device=self._device, operation="read", generation=self._generation)
-
-    def _error(self, operation: str, sense: str, kind: type[PortError], own_key: int | None) -> PortError:
-        return kind(
-            sense,
-            device=self._device,
-            operation=operation,
-            own_key=own_key,
-            sense=sense,
-            generation=self._generation,
-        )
+            raise self.error(operation, sense, kind, own_key) from error
 
 
 def _code(kind: PrType) -> int:
     return _TYPES.index(kind) + 1
 
 
-def _conflicts(status: int) -> bool:
+def _means(status: int, code: int) -> bool:
     """sd of Linux 6.1 hands up the whole SCSI result: the status is its low byte; 0x118 was seen as well as 0x18."""
-    return status & ~_MESSAGE_BYTE == _STATUS_CONFLICT
+    return status & ~_MESSAGE_BYTE == code
 
 
 def _sense(status: int) -> str:
-    return CONFLICT if _conflicts(status) else f"failed (PR status 0x{status:x})"
+    return CONFLICT if _means(status, _STATUS_CONFLICT) else f"failed (PR status 0x{status:x})"

@@ -17,7 +17,8 @@ from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 from fencing import scsi
-from fencing.errors import CONFLICT, Garbled, NotDelivered, OutcomeUnknown, PortError, Refused
+from fencing.deviceerrors import DeviceErrors
+from fencing.errors import CONFLICT, NotDelivered, OutcomeUnknown, PortError, Refused
 from fencing.model import Capabilities, PrType, ReservationState
 
 ATTENTIONS_MAX = 3
@@ -129,28 +130,23 @@ def load_library() -> SgLibrary:
     return cast(SgLibrary, library)
 
 
-class SgPort:
+class SgPort(DeviceErrors):
     """One SCSI device: a ReservationPort. Used by one thread at a time; a call may block for a minute
     (SG_IO).
     """
 
     def __init__(self, device: str, library: SgLibrary | None = None) -> None:
         """Open a whole disk. OSError if that fails; nothing is sent to the device yet."""
-        self._device = device
+        super().__init__(device)
         self._library = library or load_library()
         # not blocking: an open must not wait for a medium or a path
         self._fd = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._generation: int | None = None
         self._lists_keys_only = False
-
-    @property
-    def device(self) -> str:
-        return self._device
 
     def read(self) -> ReservationState:
         if not self._lists_keys_only:
             try:
-                return self._seen(self._parse(scsi.parse_full_status, self._read_list(scsi.IN_READ_FULL_STATUS)))
+                return self._seen(self.parse(scsi.parse_full_status, self._read_list(scsi.IN_READ_FULL_STATUS)))
             except Refused as error:
                 if error.conflict:
                     raise
@@ -158,7 +154,7 @@ class SgPort:
         return self._seen(self._read_in_two())
 
     def capabilities(self) -> Capabilities:
-        return self._parse(scsi.parse_capabilities, self._in(scsi.IN_REPORT_CAPABILITIES, 8))
+        return self.parse(scsi.parse_capabilities, self._in(scsi.IN_REPORT_CAPABILITIES, 8))
 
     def register(self, old: int, new: int, ignore_existing: bool = False) -> None:
         action = scsi.OUT_REGISTER_AND_IGNORE_EXISTING_KEY if ignore_existing else scsi.OUT_REGISTER
@@ -186,12 +182,12 @@ class SgPort:
     def _read_in_two(self) -> ReservationState:
         """READ KEYS and READ RESERVATION, again until both are of one generation."""
         for _ in range(READS_MAX):
-            before, keys = self._parse(scsi.parse_keys, self._read_list(scsi.IN_READ_KEYS))
+            before, keys = self.parse(scsi.parse_keys, self._read_list(scsi.IN_READ_KEYS))
             answer = self._read_list(scsi.IN_READ_RESERVATION)
-            generation, reservation = self._parse(scsi.parse_reservation, answer)
+            generation, reservation = self.parse(scsi.parse_reservation, answer)
             if before == generation:
-                return self._parse(partial(scsi.combine, generation, keys), reservation)
-        raise self._error("read", "registrations changed during every read", NotDelivered, None)
+                return self.parse(partial(scsi.combine, generation, keys), reservation)
+        raise self.error("read", "registrations changed during every read", NotDelivered, None)
 
     def _read_list(self, action: int) -> bytes:
         """The complete answer, asked for with more room until there was room to spare.
@@ -202,11 +198,11 @@ class SgPort:
         length = LIST_BYTES
         while True:
             answer = self._in(action, length)
-            needed = self._parse(scsi.needed, answer)
+            needed = self.parse(scsi.needed, answer)
             if needed + scsi.DESCRIPTOR_BYTES_MAX <= length:
                 return answer[:needed]
             if length == scsi.LENGTH_MAX:
-                raise self._garbled(f"a list of {needed} bytes, longer than can be asked for")
+                raise self.garbled(f"a list of {needed} bytes, longer than can be asked for")
             length = min(max(needed + scsi.DESCRIPTOR_BYTES_MAX, 2 * length), scsi.LENGTH_MAX)
 
     def _in(self, action: int, length: int) -> bytes:
@@ -217,7 +213,7 @@ class SgPort:
         if result:
             # nothing can have changed, whatever went wrong
             sense, kind = _meaning(result)
-            raise self._error("read", sense, Refused if kind is Refused else NotDelivered, None)
+            raise self.error("read", sense, Refused if kind is Refused else NotDelivered, None)
         return buffer.raw
 
     def _out(self, operation: str, action: int, type: PrType, parameters: bytes, own_key: int) -> None:
@@ -229,7 +225,7 @@ class SgPort:
         )
         if result:
             sense, kind = _meaning(result)
-            raise self._error(operation, sense, kind, own_key)
+            raise self.error(operation, sense, kind, own_key)
 
     def _repeated(self, call: Callable[[], int]) -> int:
         """A UNIT ATTENTION says that the command did not run, and is told once for each thing to be told."""
@@ -243,27 +239,8 @@ class SgPort:
         return result
 
     def _seen(self, state: ReservationState) -> ReservationState:
-        self._generation = state.generation
+        self.generation = state.generation
         return state
-
-    def _parse(self, parse: Callable[[A], T], answer: A) -> T:
-        try:
-            return parse(answer)
-        except ValueError as error:
-            raise self._garbled(str(error)) from error
-
-    def _garbled(self, what: str) -> Garbled:
-        return Garbled(what, device=self._device, operation="read", generation=self._generation)
-
-    def _error(self, operation: str, sense: str, kind: type[PortError], own_key: int | None) -> PortError:
-        return kind(
-            sense,
-            device=self._device,
-            operation=operation,
-            own_key=own_key,
-            sense=sense,
-            generation=self._generation,
-        )
 
 
 def _meaning(category: int) -> tuple[str, type[PortError]]:

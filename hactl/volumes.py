@@ -26,11 +26,13 @@ from hactl.controller import Phase
 from hactl.interpret import Gate, Interpreter
 from hactl.messages import Order, VolumeReport
 from hactl.ports import ExportedVolume, FencedDisk
-from hactl.record import Held, Records, Takeover
+from hactl.record import Records, Takeover
 from hactl.runtime import Clock, VolumeRuntime
 from hactl.sets import LunSet
 
 TEND_EVERY_S = 2.0
+Opened = tuple[Lun, ...] | Exception
+"""All LUNs of a volume, or why one of them could not be opened."""
 
 
 @dataclass(slots=True)
@@ -71,23 +73,46 @@ class VolumeSet:
         return [each.runtime for each in self.seen.values()]
 
     async def scan(self) -> list[VolumeRuntime]:
-        """Look at every disk. Returns the volumes that are new here."""
+        """Look at every disk. Returns the volumes that are new here, or on other devices than before."""
         found = await asyncio.get_running_loop().run_in_executor(None, lambda: list(scan()))
         self.devices = {disk.wwid: disk.device for disk in found if disk.wwid}
         ours, strange = sets.gather(found, self.config.cluster.uuid)
         unknown = {name: each for name, each in ours.items() if name not in self.seen and each.gone}
         self._say_strange(strange | {f"volume {name}": each.gone for name, each in unknown.items()})
-        new = []
-        for name, luns in ours.items():
-            if name in self.seen:
-                self._again(self.seen[name], luns)
-            elif not luns.gone:
-                runtime = self._add(luns)
-                if runtime is not None:
-                    new.append(runtime)
+        new = await self._use(ours)
         for name, each in self.seen.items():
             each.gone = ours[name].gone if name in ours else LunSet(label=each.label, devices={}).gone
         return new
+
+    async def _use(self, ours: dict[str, LunSet]) -> list[VolumeRuntime]:
+        """All new sets are opened before the first of them runs, off the event loop: an open may wait for a path."""
+        wanted = [luns for luns in ours.values() if self._to_open(luns)]
+        opening = asyncio.get_running_loop().run_in_executor(None, lambda: [_try_open(luns) for luns in wanted])
+        opened = {luns.label.volume: found for luns, found in zip(wanted, await opening, strict=True)}
+        new = []
+        for name, luns in ours.items():
+            known = self.seen.get(name)
+            if known is not None:
+                self._refresh_label(known, luns.label)
+            if name not in opened:
+                continue
+            if not self._to_open(luns):  # taken into use while the others were opened
+                _close(opened[name])
+                continue
+            if known is not None:
+                self.log(f"volume={name} is now {luns.describe()}, was {known.luns.describe()}")
+                self._drop(known)
+            runtime = self._add(luns, opened[name])
+            if runtime is not None:
+                new.append(runtime)
+        return new
+
+    def _to_open(self, luns: LunSet) -> bool:
+        """A whole set, not known yet, or known by other devices and not in use."""
+        known = self.seen.get(luns.label.volume)
+        if luns.gone or known is None:
+            return not luns.gone
+        return luns.devices != known.luns.devices and not known.runtime.machine.holding
 
     def _say_strange(self, strange: dict[str, str]) -> None:
         for device, why in strange.items():
@@ -95,28 +120,25 @@ class VolumeSet:
                 self.log(f"device={device}: {why}")
         self.strange = strange
 
-    def _again(self, each: Seen, luns: LunSet) -> None:
-        """A known volume, looked at again: its label may be newer, its devices may have other names."""
-        label = luns.label
+    def _refresh_label(self, each: Seen, label: Label) -> None:
         if label.epoch >= each.label.epoch and label != each.label:
             each.label = label
             self.changed()
-        if not luns.gone and luns.devices != each.luns.devices and not each.runtime.machine.holding:
-            self.log(f"volume={label.volume} is now {luns.describe()}, was {each.luns.describe()}")
-            self._drop(each)
-            self._add(luns)
 
     def _drop(self, each: Seen) -> None:
         del self.seen[each.label.volume]
         each.disk.close()
         each.export.close()
 
-    def _add(self, luns: LunSet) -> VolumeRuntime | None:
+    def _add(self, luns: LunSet, opened: Opened) -> VolumeRuntime | None:
         label = luns.label
         held = self.records.held().get(label.volume)
         try:
-            each = self._make(luns, held)
+            if isinstance(opened, Exception):
+                raise opened
+            each = self._make(luns, opened)
         except Exception as wrong:
+            _close(opened)
             self.log(f"volume={label.volume} device={luns.describe()} cannot be used: {wrong}")
             self.strange[luns.describe()] = str(wrong)
             return None
@@ -131,7 +153,7 @@ class VolumeSet:
                 each.runtime.launch(run)
         return each.runtime
 
-    def _make(self, luns: LunSet, held: Held | None) -> Seen:
+    def _make(self, luns: LunSet, opened: tuple[Lun, ...]) -> Seen:
         label = luns.label
         name = label.volume
         runtime: VolumeRuntime | None = None
@@ -145,7 +167,7 @@ class VolumeSet:
 
         disk = FencedDisk(
             volume=name,
-            luns=_opened(luns),
+            luns=opened,
             identity=self.config.identity,
             records=self.records,
             word=word,
@@ -296,7 +318,19 @@ def _opened(luns: LunSet) -> tuple[Lun, ...]:
             if lun.wwid != wwid:
                 raise OSError(f"{device} was {wwid}, and is {lun.wwid} now")
     except OSError:
-        for lun in opened:
-            lun.close()
+        _close(tuple(opened))
         raise
     return tuple(opened)
+
+
+def _try_open(luns: LunSet) -> Opened:
+    try:
+        return _opened(luns)
+    except Exception as wrong:
+        return wrong
+
+
+def _close(opened: Opened) -> None:
+    if not isinstance(opened, Exception):
+        for lun in opened:
+            lun.close()

@@ -13,6 +13,7 @@ from fencing import _prioctl as pr
 from fencing._prioctl import PrIoctlPort
 from fencing.model import OUR_TYPE, Key, PrType
 
+CHECK_CONDITION = 0x02
 CONFLICT = 0x18
 
 
@@ -108,7 +109,7 @@ def test_types_are_numbered_as_in_the_kernels_header(make: Make) -> None:
 )
 def test_what_a_failure_says_of_a_change(make: Make, answer: int | OSError, kind: type[PortError]) -> None:
     with pytest.raises(kind) as caught:
-        make(answer)[0].preempt(0x11, 0x22, OUR_TYPE)
+        make(*[answer] * (1 + pr.ATTENTIONS_MAX))[0].preempt(0x11, 0x22, OUR_TYPE)
     assert type(caught.value) is kind and caught.value.own_key == 0x11
 
 
@@ -116,6 +117,28 @@ def test_a_conflict_is_a_conflict(make: Make) -> None:
     with pytest.raises(Refused) as caught:
         make(CONFLICT)[0].reserve(1, OUR_TYPE)
     assert caught.value.conflict
+
+
+@pytest.mark.parametrize("status", [CHECK_CONDITION, 0x100 | CHECK_CONDITION])
+def test_a_check_condition_of_a_scsi_disk_is_taken_for_a_unit_attention_and_the_command_sent_again(
+    make: Make, status: int
+) -> None:
+    port, kernel = make(status, status, 0)
+    port.register(1, 2)
+    assert len(kernel.asked) == 3 and len(set(kernel.asked)) == 1
+
+
+def test_a_conflict_of_a_repeated_command_may_be_with_its_own_first_run(make: Make) -> None:
+    with pytest.raises(OutcomeUnknown) as caught:
+        make(CHECK_CONDITION, CONFLICT)[0].register(0, 2)
+    assert type(caught.value) is OutcomeUnknown
+
+
+def test_an_io_error_of_a_namespace_is_not_taken_for_a_unit_attention(make: Make) -> None:
+    port, kernel = make(CHECK_CONDITION, 0, name="nvme0n1")
+    with pytest.raises(OutcomeUnknown):
+        port.reserve(1, OUR_TYPE)
+    assert len(kernel.asked) == 1
 
 
 def test_keys_and_reservation_are_read(make: Make) -> None:

@@ -153,7 +153,7 @@ def three_nexuses(bench: Bench) -> Iterator[list[str]]:
 def contract(bench: Bench, what: list[str], devices: list[str]) -> list[dict[str, Any]]:
     argv = ["env", "PYTHONPATH=/opt/hactl/lib:/opt/hactl/site", "python3", "-m", "fencing._contract"]
     done = bench.host("n1").command.run([*argv, *what, *devices], timeout_s=300, check=False)
-    assert done.status in (0, 1), done.stderr.decode()
+    assert done.status in (0, 1) and not done.stderr, done.stderr.decode()
     return [json.loads(line) for line in done.text.splitlines()]
 
 
@@ -163,18 +163,18 @@ def test_libsgutils2_on_a_lio_disk_keeps_the_contract(bench: Bench, three_nexuse
     assert [result for result in results if not result["ok"]] == []
 
 
-@pytest.mark.long
 def test_the_pr_ioctls_on_a_lio_disk_keep_the_contract(bench: Bench, three_nexuses: list[str]) -> None:
     """This kernel cannot read reservations by ioctl: what they did is read by SG_IO."""
     results = contract(bench, ["cases", "--port", "pr-sg"], three_nexuses)
     assert len(results) > 30
     assert [result for result in results if not result["ok"]] == []
     unreadable = contract(bench, ["cases", "--port", "pr"], three_nexuses)
-    assert {"cannot read" in result.get("failure", "cannot read") for result in unreadable} == {True}
+    assert len(unreadable) == len(results)
+    assert [result for result in unreadable if "cannot read" not in result.get("failure", "")] == []
 
 
 def test_the_fake_and_a_lio_disk_agree_on_random_operations(bench: Bench, three_nexuses: list[str]) -> None:
-    differences = contract(bench, ["compare", "--seed", "11", "--count", "600"], three_nexuses)
+    differences = contract(bench, ["compare", "--seed", "11", "--count", "10000"], three_nexuses)
     assert [difference for difference in differences if not difference["explained"]] == []
 
 
