@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from fencing.asking import NEVER_REFUSED, Answer, Asking, Nexus, Part, Say, Unprepared, Yielded
 from fencing.nodefacts import NodeFacts, judge_names, judge_same
-from fencing.promises import Finding, Promise
+from fencing.promises import Finding, Promise, promise_of
 from fencing.stamp import BLANK
 from fencing.verdict import ABSENT_NODE
 
@@ -29,13 +29,11 @@ FLOOD_POLLS = 40
 POLL_S = 0.1
 FLOOD_END_S = 20
 RESTART_POLL_S = 1.0
-CAPABILITY_CHECKS = frozenset(
-    {
-        "type Write Exclusive - Registrants Only",
-        "persistence through power loss",
-        "persistence through power loss is active",
-    }
-)
+FREE_IT = "free the device (who uses it is told above), or try another LUN of the same storage, which stands for it"
+ASK_ALL = "start hactld on every node, and run the preflight again"
+SHOW_IT = "make the LUN visible to the other nodes, and run the preflight again"
+RESTART = "run it with --restart-target at a time when the target may be restarted"
+READ_ONLY = "asked to change nothing"
 CHANGING = (
     Promise.OPERATIONS,
     Promise.ROOM,
@@ -93,18 +91,19 @@ class Preflight(Asking):
         judge_names(self._facts, self.evidence)
         for node, why in self._silent.items():
             for promise in Promise:
-                self.evidence.skipped(promise, f"{node} was not asked: {why}")
+                self.evidence.skipped(promise, f"{node} was not asked: {why}", ASK_ALL)
         if not self._nexuses:
             return self.evidence.findings()
-        hindrance = "asked to change nothing" if self._options.read_only else (yield from self._claim())
+        hindrance = READ_ONLY if self._options.read_only else (yield from self._claim())
         if not hindrance:
             # an interrupted preflight may have left keys, and the probe takes none to be there
             yield from self._stage(Promise.CAPABILITIES, self._fresh())
         yield from self._stage(Promise.CAPABILITIES, self._capabilities())
         yield from self._stage(Promise.PATHS, self._reads())
         if hindrance:
+            to_do = "run it without --read-only" if self._options.read_only else FREE_IT
             for promise in CHANGING:
-                self.evidence.skipped(promise, hindrance)
+                self.evidence.skipped(promise, hindrance, to_do)
             return self.evidence.findings()
         yield from self._changing()
         return self.evidence.findings()
@@ -119,11 +118,11 @@ class Preflight(Asking):
             yield from self._stage(Promise.LATE_WRITES, self._late_writes())
         else:
             for promise in (Promise.CONFLICT, Promise.FENCE, Promise.LATE_WRITES):
-                self.evidence.skipped(promise, "takes two nodes that see the device")
+                self.evidence.skipped(promise, "takes two nodes that see the device", SHOW_IT)
         if self._options.restart_s:
             yield from self._stage(Promise.PERSISTENCE, self._persistence())
         else:
-            self.evidence.skipped(Promise.PERSISTENCE, "no restart of the target was asked for (--restart-target)")
+            self.evidence.skipped(Promise.PERSISTENCE, "no restart of the target was asked for", RESTART)
         yield from self._tidy()
 
     def _stage(self, promise: Promise, part: Part) -> Part:
@@ -144,9 +143,11 @@ class Preflight(Asking):
                 self.evidence.bad(promise, f"{nexus}: {found.error}")
                 continue
             fit, persists = found.result["fit"], found.result["persists"]
-            self.evidence.note(promise, fit, f"{nexus}: {'knows' if fit else 'does not know'} the type")
+            told = f"{nexus}: {'knows' if fit else 'does not know'} the type Write Exclusive - Registrants Only"
+            self.evidence.note(promise, fit, told)
             said = "says that it keeps" if persists else "says that it does not keep"
-            self.evidence.note(promise, persists, f"{nexus}: {said} registrations through a power loss (PTPL)")
+            told = f"{nexus}: {said} registrations through a power loss (PTPL)"
+            self.evidence.note(Promise.PERSISTENCE, persists, told)
             probe = yield from self._ask(nexus, "probe")
             ok = not probe.error and probe.result["ok"]
             what = probe.error or probe.result["detail"]
@@ -197,9 +198,8 @@ class Preflight(Asking):
                 self.evidence.bad(Promise.OPERATIONS, f"{nexus}: {answer.error}")
                 continue
             for name, ok, detail in answer.result["checks"]:
-                promise = Promise.CAPABILITIES if name in CAPABILITY_CHECKS else Promise.OPERATIONS
                 if not ok:
-                    self.evidence.bad(promise, f"{nexus}: {name}: {detail}")
+                    self.evidence.bad(promise_of(name), f"{nexus}: {name}: {detail}")
             yield from self._fresh()
         for node in self._nodes:
             yield from self._fresh()

@@ -65,10 +65,10 @@ _WORDS = {
         to_do="mend or remove the path (cable, port, zoning, portal) before it is needed",
     ),
     Promise.CAPABILITIES: Words(
-        promise="the device says that it can do what is needed: Write Exclusive - Registrants Only, kept through a "
-        "power loss",
-        broken_means="it can fence nobody, or forgets who is fenced when it loses its power",
-        to_do="turn persistent reservations on at the target (with APTPL; nvmet: resv_enable), or use another one",
+        promise="the device knows the kind of reservation that is needed (Write Exclusive - Registrants Only), and "
+        "reservation commands reach it through every path",
+        broken_means="it can fence nobody",
+        to_do="turn persistent reservations on at the target (nvmet: resv_enable), or use another one",
     ),
     Promise.OPERATIONS: Words(
         promise="every reservation operation does what it says, through every path, and all nodes read the same of it",
@@ -96,11 +96,29 @@ _WORDS = {
         to_do="do not use this storage without power fencing of the old owner before a takeover",
     ),
     Promise.PERSISTENCE: Words(
-        promise="registrations and reservation survive a restart of the target",
+        promise="registrations and reservation survive a restart and a power loss of the target",
         broken_means="after a power loss of the target every node can write, a fenced one too",
         to_do="turn persistence (APTPL) on at the target, on stable storage of its own; else keep fenced hosts off",
     ),
 }
+
+
+_OF_CHECKS = {
+    "unique name": Promise.SAME,
+    "capabilities can be read": Promise.CAPABILITIES,
+    "registrations can be read": Promise.CAPABILITIES,
+    "type Write Exclusive - Registrants Only": Promise.CAPABILITIES,
+    "PR OUT reaches the device": Promise.CAPABILITIES,
+    "persistence through power loss": Promise.PERSISTENCE,
+    "persistence through power loss is active": Promise.PERSISTENCE,
+}
+TRY_AGAIN = "remove what stood in the way, and run the preflight again"
+
+
+def promise_of(check: str) -> Promise:
+    """The promise that a failed check of `verdict.check_device` breaks, by the check's name: an operation's, if none
+    other."""
+    return _OF_CHECKS.get(check, Promise.OPERATIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +139,7 @@ class Evidence:
     _good: dict[Promise, list[str]] = field(default_factory=dict)
     _bad: dict[Promise, list[str]] = field(default_factory=dict)
     _skipped: dict[Promise, list[str]] = field(default_factory=dict)
+    _then: dict[Promise, list[str]] = field(default_factory=dict)
 
     def good(self, promise: Promise, what: str) -> None:
         _add(self._good, promise, what)
@@ -128,9 +147,10 @@ class Evidence:
     def bad(self, promise: Promise, what: str) -> None:
         _add(self._bad, promise, what)
 
-    def skipped(self, promise: Promise, why: str) -> None:
-        """Not tried, or not everywhere."""
+    def skipped(self, promise: Promise, why: str, to_do: str = TRY_AGAIN) -> None:
+        """Not tried, or not everywhere. `to_do`: what it takes to try it."""
         _add(self._skipped, promise, why)
+        _add(self._then, promise, to_do)
 
     def note(self, promise: Promise, ok: bool, what: str) -> bool:
         (self.good if ok else self.bad)(promise, what)
@@ -162,7 +182,7 @@ class Evidence:
                 verdict=Verdict.NOT_TESTED,
                 found=(*skipped, *good) or ("not reached",),
                 means=f"unknown; if it is broken: {words.broken_means}",
-                to_do="remove what stood in the way, and run the preflight again",
+                to_do="; ".join(self._then.get(promise, [TRY_AGAIN])),
             )
         return Finding(promise=promise, verdict=Verdict.KEPT, found=tuple(good))
 
@@ -179,6 +199,11 @@ def worst(findings: Iterable[Finding]) -> Verdict:
 def risk(findings: Iterable[Finding]) -> str:
     """What somebody accepts who uses the device all the same: the broken promises, in one line; "" for none."""
     return ", ".join(each.promise.value for each in findings if each.verdict is Verdict.BROKEN)
+
+
+def untested(findings: Iterable[Finding]) -> str:
+    """The promises of which this preflight says nothing, in one line; "" for none."""
+    return ", ".join(each.promise.value for each in findings if each.verdict is Verdict.NOT_TESTED)
 
 
 def _add(where: dict[Promise, list[str]], promise: Promise, what: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from fencing.asking import Answer, Say, Step, Wait
 from fencing.nodefacts import NodeFacts, parse_facts
 from fencing.preflight import Options, Plan, Preflight
-from fencing.promises import Finding, Verdict, risk, worst
+from fencing.promises import Finding, Verdict, risk, untested, worst
 from hactl.errors import HaError
 
 ACT_S = 40.0
@@ -45,6 +45,7 @@ class Preflighted:
             "wwid": self.wwid,
             "verdict": self.verdict.value,
             "risk": risk(self.findings),
+            "untested": untested(self.findings),
             "paths": [dict(path) for path in self.paths],
             "promises": [
                 {

@@ -136,8 +136,8 @@ class Trials:
             return await self._begin(trial.session)
         if trial.act == "judged":
             judged = Judged.parse(trial.args)
-            await asyncio.get_running_loop().run_in_executor(None, self._judgements.keep, judged)
-            return {}
+            kept = await asyncio.get_running_loop().run_in_executor(None, self._judgements.keep, judged)
+            return {"risk": kept.risk}
         helper = self._helper
         if helper is None or helper.session != trial.session or not helper.alive:
             raise RequestRefused(f"{self._me} knows no such preflight (any more)")

@@ -19,7 +19,7 @@ from fencing._format import FILE_SYSTEMS, NewVolume, format_set
 from fencing.errors import FencingError
 from fencing.model import PROBE_EPOCH
 from fencing.port import ReservationPort
-from fencing.promises import Verdict
+from fencing.promises import Verdict, promise_of
 from fencing.verdict import CheckResult, check_device
 from fs._assemble import Assembly
 from fs.errors import FsError
@@ -34,6 +34,7 @@ from hactl.judged import Judgements
 from hactl.record import Records
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")
+ACCEPT = "accept it for good with --accept-risk"
 STABLE, BOOT = Path("/var/lib/hactl"), Path("/run/hactl")
 
 
@@ -65,14 +66,16 @@ def checked_device(device: str, run: Callable[[ReservationPort], list[CheckResul
         lun.close()
 
 
-def refuse_unfit(device: str, cluster: Config, purpose: str, force: bool) -> list[str]:
-    """End the process with a clear line if the device failed a check, unless it is forced: then the failed checks."""
+def refuse_unfit(device: str, cluster: Config, purpose: str, force: bool, or_else: str = "") -> list[str]:
+    """End the process with a clear line if the device failed a check, unless it is forced: then the promises that this
+    breaks, by the words of the preflight."""
     results = checked_device(device, lambda port: check_device(port, cluster.identity.key(PROBE_EPOCH)))
     failed = [each for each in results if not each.ok]
     if failed and not force:
         bad = "; ".join(f"{each.name}: {each.detail}" for each in failed)
-        fail(f"{device} does not keep what {purpose} needs ({bad}). Nothing was written", Exit.REFUSED)
-    return [each.name for each in failed]
+        to_do = f"; use other storage, mend it, or {or_else}" if or_else else ""
+        fail(f"{device} does not keep what {purpose} needs ({bad}). Nothing was written{to_do}", Exit.REFUSED)
+    return [promise_of(each.name).value for each in failed]
 
 
 def known_risks(device: str, accepted: bool) -> list[str]:
@@ -90,7 +93,7 @@ def known_risks(device: str, accepted: bool) -> list[str]:
     if not accepted:
         fail(
             f"the preflight of {device} found broken: {judged.risk} (docs/preflight.md). Nothing was written; use "
-            f"other storage, or mend it and run the preflight again, or accept it for good with --accept-risk",
+            f"other storage, or mend it and run the preflight again, or {ACCEPT}",
             Exit.REFUSED,
         )
     return judged.risk.split(", ")
@@ -136,7 +139,7 @@ def volume_add(
         fail(f"there is a volume {name} already; choose another name", Exit.USAGE)
     risks: dict[str, None] = {}
     for device in disks:
-        risks |= dict.fromkeys(refuse_unfit(device, cluster, "a volume", force or accept_risk))
+        risks |= dict.fromkeys(refuse_unfit(device, cluster, "a volume", accept_risk, ACCEPT))
         risks |= dict.fromkeys(known_risks(device, accept_risk))
     new = replace(new, risk=", ".join(risks))
     records = Records(STABLE, BOOT)

@@ -120,9 +120,15 @@ def _tell_nodes(found: list[Preflighted], nodes: list[str], me: str, run: Run) -
     for each in found:
         shown = each.as_json()
         judged = Judged(
-            wwid=each.wwid, verdict=shown["verdict"], risk=shown["risk"], unix_s=str(int(time.time())), by=me
+            wwid=each.wwid,
+            verdict=shown["verdict"],
+            risk=shown["risk"],
+            unix_s=str(int(time.time())),
+            by=me,
+            untested=shown["untested"],
         )
         words = {name: str(getattr(judged, name)) for name in Judged.__dataclass_fields__}
+        earlier: dict[str, None] = {}
         for node in nodes:
             try:
                 told = run.carry(node, "judged", each.wwid, words, 20)
@@ -130,6 +136,10 @@ def _tell_nodes(found: list[Preflighted], nodes: list[str], me: str, run: Run) -
                 told = {"error": str(lost)}
             if "error" in told:
                 run.say(f"{node} did not note the verdict: {told['error']}")
+            elif told["ok"].get("risk", shown["risk"]) != shown["risk"]:
+                earlier |= {str(told["ok"]["risk"]): None}
+        for risk in earlier:
+            run.say(f"{each.device}: on record as broken, since not all of it was tried anew by this preflight: {risk}")
 
 
 def _worst(found: list[Preflighted]) -> Verdict:

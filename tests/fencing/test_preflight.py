@@ -16,7 +16,7 @@ from fencing.faketrial import FIRST_BLOCK, FakeDisk
 from fencing.model import Key, PrType
 from fencing.nodefacts import DeviceFacts, NodeFacts, PathFacts, parse_facts
 from fencing.preflight import Options, Plan, Preflight
-from fencing.promises import Evidence, Finding, Promise, Verdict, risk, worst
+from fencing.promises import Evidence, Finding, Promise, Verdict, risk, untested, worst
 from fencing.stamp import BLOCKS, counted, only_stamps, stamped
 from fencing.trial import Trial, TrialRefused
 
@@ -212,8 +212,24 @@ def test_a_target_that_forgets_breaks_persistence_after_its_restart() -> None:
     bench = Bench(units=good_unit(can_persist=False))
     restarting(bench)
     findings = bench.run()
-    assert broken(findings) == {Promise.CAPABILITIES, Promise.PERSISTENCE}
+    assert broken(findings) == {Promise.PERSISTENCE}
     bench.assert_left_as_it_was()
+
+
+def test_a_device_that_says_it_forgets_is_believed_without_a_restart() -> None:
+    findings = Bench(units=good_unit(can_persist=False)).run()
+    assert broken(findings) == {Promise.PERSISTENCE} and worst(findings.values()) is Verdict.BROKEN
+    assert "does not keep registrations" in findings[Promise.PERSISTENCE].found[0]
+
+
+def test_what_it_takes_to_try_what_was_not_tried_is_said() -> None:
+    to_do = Bench().run()[Promise.PERSISTENCE].to_do
+    assert to_do == "run it with --restart-target at a time when the target may be restarted"
+    assert "--read-only" in Bench(options=Options(read_only=True)).run()[Promise.FENCE].to_do
+    bench = Bench()
+    own(bench.units["n1"], b"somebody", 0x77)
+    assert "free the device" in bench.run()[Promise.FENCE].to_do
+    assert "hactld" in Bench(silent={"n3": "it is not heard"}).run()[Promise.FENCE].to_do
 
 
 def test_a_target_that_says_it_persists_and_forgets_is_found_out_by_the_restart_alone() -> None:
@@ -571,6 +587,9 @@ def test_evidence_of_both_kinds_is_broken_and_none_is_not_tested() -> None:
     assert judged[Promise.SAME].verdict is Verdict.NOT_TESTED
     assert judged[Promise.FENCE].verdict is Verdict.NOT_TESTED
     assert all(each.means and each.to_do for each in judged.values())
+    assert untested(judged.values()).split(", ")[:2] == ["same-device", "unique-names"] and "room" not in untested(
+        judged.values()
+    )
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ class Cluster:
         }
         self.silent: set[str] = set()
         self.acts: list[tuple[str, str]] = []
+        self.on_record = ""
         self.judged: list[tuple[str, Judged]] = []
 
     def carry(self, node: str, act: str, wwid: str, args: Mapping[str, str], timeout_s: float = 0) -> Mapping[str, Any]:
@@ -63,7 +64,7 @@ class Cluster:
             raise OutcomeUnknown(f"hactld of {node} did not answer")
         if act == "judged":
             self.judged.append((node, Judged.parse(args)))
-            return {"ok": {}}
+            return {"ok": {"risk": self.on_record or self.judged[-1][1].risk}}
         if act in ("begin", "end"):
             return {"ok": {}}
         if act == "facts":
@@ -181,6 +182,15 @@ def test_the_report_as_json_has_every_promise(command: Any) -> None:
     assert report["schema"] == 1 and report["verdict"] == device["verdict"] == "broken"
     assert [each["promise"] for each in device["promises"]] == [promise.value for promise in Promise]
     assert device["risk"] == "late-writes" and device["left"] == []
+
+
+def test_what_an_earlier_preflight_found_broken_and_this_one_did_not_try_is_told(command: Any) -> None:
+    cluster = tagged()
+    assert "on record" not in command(cluster).output
+    assert {each.untested for _, each in cluster.judged} == {"persistence"}
+    cluster.on_record = "persistence"
+    told = command(cluster).output
+    assert "/dev/1: on record as broken" in told and "--restart-target" in told
 
 
 def test_a_look_alone_is_exit_code_3_and_is_no_verdict_to_keep(command: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fencing.label import decode, encode
 from fencing.verdict import CheckResult
 from hactl.cli import diskcmd, render
 from hactl.judged import Judged, Judgements
+from hactl.levels import reservations_hold
 from tests.fencing.conftest import label_for
 from tests.hactl.test_cli import run
 from tests.hactl.test_placement import SERVED, node, volume
@@ -66,13 +68,36 @@ def test_an_accepted_risk_goes_into_the_label(add: Any, tmp_path: Path) -> None:
     assert add("--accept-risk").made[0].risk == "late-writes, persistence"
 
 
-def test_a_failed_check_needs_the_same_and_is_written_down_too(
+@pytest.mark.parametrize(
+    ("check", "promise"),
+    [
+        ("reserve", "operations"),
+        ("preempt of an absent key", "operations"),
+        ("PR OUT reaches the device", "capabilities"),
+        ("type Write Exclusive - Registrants Only", "capabilities"),
+    ],
+)
+def test_a_failed_check_needs_the_same_and_is_written_down_as_the_promise_it_breaks(
+    add: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: str, promise: str
+) -> None:
+    """By those words it is known what such storage fences: nothing."""
+    assert not reservations_hold(promise)
+    failed = [CheckResult(name=check, ok=False, detail="no")]
+    monkeypatch.setattr(diskcmd, "checked_device", lambda device, run: failed)
+    assert add().made == [] and add("--force").made == []
+    assert "--accept-risk" in add().output
+    assert add("--accept-risk").made[0].risk == promise
+
+
+def test_a_check_and_a_preflight_that_found_the_same_are_one_risk(
     add: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = [CheckResult(name="reserve", ok=False, detail="no")]
+    names = ("persistence through power loss", "persistence through power loss is active")
+    failed = [CheckResult(name=name, ok=False, detail="no") for name in names]
     monkeypatch.setattr(diskcmd, "checked_device", lambda device, run: failed)
-    assert add().made == []
-    assert add("--accept-risk").made[0].risk == "reserve"
+    judged(tmp_path, "broken", "persistence")
+    risk = add("--accept-risk").made[0].risk
+    assert risk == "persistence" and reservations_hold(risk)
 
 
 @pytest.mark.parametrize("verdict", ["kept", "not tested", None])
@@ -82,6 +107,36 @@ def test_storage_that_did_not_fail_is_no_risk(add: Any, tmp_path: Path, verdict:
     result = add()
     assert result.made[0].risk == ""
     assert ("no preflight" in result.output) == (verdict is None)
+
+
+def test_what_was_broken_stays_so_until_it_is_found_kept(add: Any, tmp_path: Path) -> None:
+    kept = Judgements(tmp_path)
+    one = Judged(wwid="naa.1", verdict="broken", risk="late-writes, persistence", unix_s="1", by="n1")
+    kept.keep(one)
+    in_use = replace(one, verdict="not tested", risk="", unix_s="2", untested="fence, late-writes, persistence")
+    assert kept.keep(in_use).risk == one.risk
+    assert add().made == [], "a look at a device in use takes nothing back"
+    no_restart = replace(one, verdict="kept", risk="", unix_s="3", untested="persistence")
+    assert kept.keep(no_restart) == replace(no_restart, verdict="broken", risk="persistence")
+    assert "found broken: persistence" in add().output
+    more = replace(one, risk="operations", untested="fence, persistence")
+    assert kept.keep(more).risk == "operations, persistence"
+    kept.keep(replace(one, verdict="kept", risk=""))
+    assert add().made[0].risk == ""
+
+
+def test_a_verdict_of_an_earlier_build_is_understood_and_a_garbled_one_is_replaced(tmp_path: Path) -> None:
+    kept = Judgements(tmp_path)
+    kept.keep(Judged(wwid="naa.1", verdict="broken", risk="fence", unix_s="1", by="n1"))
+    [path] = (tmp_path / "preflight").iterdir()
+    old = json.loads(path.read_text())
+    del old["untested"]
+    path.write_text(json.dumps(old))
+    found = kept.of("naa.1")
+    assert found is not None and found.risk == "fence" and found.untested == ""
+    path.write_text("{")
+    new = Judged(wwid="naa.1", verdict="kept", risk="", unix_s="2", by="n1", untested="persistence")
+    assert kept.keep(new) == new == kept.of("naa.1")
 
 
 def test_a_garbled_verdict_refuses(add: Any, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_a_judgement_is_kept_by_the_node_that_is_told(tmp_path: Path) -> None:
     words = {name: getattr(JUDGED, name) for name in Judged.__dataclass_fields__}
 
     async def scene(net: Net) -> None:
-        assert await net.ask("n2", "judged", **words) == {"ok": {}}
+        assert await net.ask("n2", "judged", **words) == {"ok": {"risk": "late-writes"}}
         assert "judgement" in (await net.ask("n2", "judged", wwid="naa.1"))["error"]
 
     play(tmp_path, scene)
