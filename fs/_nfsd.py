@@ -24,6 +24,8 @@ _BACKLOG = 64
 # 4.0 is off: its clients have no sessions, and their state recovery was never tried here.
 _VERSIONS = "-3 +4 -4.0 +4.1 +4.2"
 _MODULES = ("nfsd", "macvlan")
+# Of the whole host; nfsd asks it each time that it could give a delegation.
+_LEASES = Path("/proc/sys/fs/leases-enable")
 
 
 class Server:
@@ -101,6 +103,7 @@ class Server:
         self._write("versions", _VERSIONS)
         self._set_number("nfsv4leasetime", self.spec.lease_s)
         self._set_number("nfsv4gracetime", self.spec.grace_s)
+        refuse_delegations()
 
     def _set_number(self, name: str, value: int) -> None:
         if self._read(name) == str(value):
@@ -146,6 +149,17 @@ class Server:
             os.write(fd, f"{text}\n".encode())
         finally:
             os.close(fd)
+
+
+def refuse_delegations() -> None:
+    """No NFSv4 delegations: after a takeover they would let one client take what another is about to reclaim.
+
+    Of two clients with one file open the first to reclaim is the only one for that moment, and is given a delegation;
+    its locks are then its own business, also one that the other is about to reclaim. Seen with Linux 7.3; since 6.6
+    there are delegations for writing.
+    """
+    if _LEASES.read_text().strip() != "0":
+        _LEASES.write_text("0\n")
 
 
 def load_modules(spec: VolumeSpec) -> None:

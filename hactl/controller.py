@@ -170,7 +170,8 @@ class Volume:
     of it). `asked_ms`: when the running step began. `doubt_ms`: since when the disk has not said that the handle is
     good, though asked. `stale`: the lease was lost since the running step began, so a verification may have looked
     too early. `shut`: the address is surely away (while leaving). `fence_early_ms`: so long before the end of the
-    old lease a primary that runs has shut its address (`Timing.fence_early_ms`).
+    old lease a primary that runs has shut its address (`Timing.fence_early_ms`). `noticed`: a notice came since the
+    last check began; `prompted`: the check that runs began after one, so what it finds was not found by the clock.
     """
 
     name: str
@@ -197,6 +198,8 @@ class Volume:
     failure: str = ""
     now_ms: int = 0
     next_check_ms: int = 0
+    noticed: bool = False
+    prompted: bool = False
 
     @property
     def holding(self) -> bool:
@@ -220,7 +223,7 @@ class Volume:
             case Assigned():
                 return self._assigned(event)._proceed()
             case Noticed():
-                return (self._again(0) if self.phase in CHECKED_PHASES else self)._proceed()
+                return (replace(self._again(0), noticed=True) if self.phase in CHECKED_PHASES else self)._proceed()
             case StepDone() | StepFailed() if event.step is not self.running:
                 return self, ()  # the answer to a step that this life did not ask for
             case StepDone():
@@ -248,9 +251,8 @@ class Volume:
         )
 
     def _run(self, phase: Phase, step: Step, *, forced: bool = False) -> tuple[Volume, tuple[Run, ...]]:
-        return replace(self, phase=phase, running=step, stale=False, asked_ms=self.now_ms), (
-            Run(step=step, forced=forced),
-        )
+        asked = replace(self, phase=phase, running=step, stale=False, asked_ms=self.now_ms)
+        return replace(asked, noticed=False, prompted=self.noticed), (Run(step=step, forced=forced),)
 
     def _watch_the_disk(self) -> tuple[Volume, tuple[Run, ...]]:
         """Time passed: has a check of the handle gone unanswered for too long?"""
@@ -388,7 +390,8 @@ class Volume:
         return self.stale or not self.lease or self.open_failures + 1 < OPEN_TRIES
 
     def _failed(self, event: StepFailed) -> tuple[Volume, tuple[Run, ...]]:
-        failed = replace(self, failure=f"{event.step}: {event.text}")
+        why = "after a notice: " if self.prompted else ""
+        failed = replace(self, failure=f"{event.step}: {why}{event.text}")
         match self.phase:
             case Phase.LEAVING:
                 return replace(failed, phase=Phase.STUCK, next_check_ms=self.now_ms + STUCK_RETRY_MS), ()

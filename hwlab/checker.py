@@ -8,6 +8,7 @@ The rules, each about an outcome that somebody outside could see:
 - no write of an old owner landed after it was fenced;
 - never two kernels had the served address, and none had it again without a new epoch (the asker);
 - no read showed less than what was acknowledged before it began (the reader, where a drill has one);
+- a fenced primary that lives learned it by the notice that the drill names (check_notice.py);
 - the volume moved no more often than the drill allows;
 - the phases lie where `hactl timing` says, give or take the stated error;
 - all conditions of the drill were met in time, and the cluster ended as the drill wants it.
@@ -22,6 +23,7 @@ from itertools import pairwise
 from hwlab.check_answers import Served, judge_answers
 from hwlab.check_disk import by_device, judge_holders, judge_late_writes
 from hwlab.check_lock import judge_lock
+from hwlab.check_notice import Told, judge_notice
 from hwlab.check_reads import judge_reads
 from hwlab.check_records import first_ack_after_stall, judge_records, longest_gap
 from hwlab.check_timing import Compared, compare, judge_timing
@@ -64,6 +66,7 @@ class Judgement:
     unanswered_reads: int
     moves: int | None
     timing: tuple[Compared, ...]
+    told: Told
 
 
 def judge(history: History) -> Judgement:
@@ -78,6 +81,7 @@ def judge(history: History) -> Judgement:
     reads = judge_reads(history)
     moves = moves_of(history)
     timing = compare(history)
+    told = judge_notice(history)
     reasons = (
         *records.reasons,
         *lock_reasons,
@@ -85,6 +89,7 @@ def judge(history: History) -> Judgement:
         *late.reasons,
         *answers.reasons,
         *reads.reasons,
+        *told.reasons,
         *judge_moves(history, moves),
         *judge_timing(history, timing),
         *judge_witness(history),
@@ -120,6 +125,7 @@ def judge(history: History) -> Judgement:
         unanswered_reads=reads.unanswered,
         moves=moves,
         timing=timing,
+        told=told,
     )
 
 

@@ -22,6 +22,7 @@ CONDITIONS = (
     "held-in-socket",
 )
 READER = ("pin", "free")
+NOTICES = ("reservation notice", "connected")
 SERVERS = ("primary", "backup", "another", "any")
 
 
@@ -116,6 +117,7 @@ class Ending:
 
     `moves_max`: how often the volume may have gone to another node. `stall_ms_max`: for the median over all runs.
     `lease_lapse_s`: a lock may be lost when nothing was acknowledged to its owner for so long (its NFS lease).
+    `told_by`, `told_ms_max`: by which notice of its kernel a fenced primary that lives must learn it, and how soon.
     """
 
     server: str
@@ -125,6 +127,8 @@ class Ending:
     moves_max: int | None = None
     stall_ms_max: float | None = None
     lease_lapse_s: float | None = None
+    told_by: str = ""
+    told_ms_max: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +266,8 @@ def _end(table: _Table) -> Ending:
         moves_max=table.take("moves_max", int, None) if "moves_max" in table else None,
         stall_ms_max=table.take("stall_ms_max", float, None) if "stall_ms_max" in table else None,
         lease_lapse_s=table.take("lease_lapse_s", float, None) if "lease_lapse_s" in table else None,
+        told_by=table.text("told_by", NOTICES) if "told_by" in table else "",
+        told_ms_max=table.take("told_ms_max", float, None) if "told_ms_max" in table else None,
     )
     table.finish()
     return ending

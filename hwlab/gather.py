@@ -12,6 +12,7 @@ from hwlab.history import (
     Attempt,
     Epoch,
     Found,
+    Notice,
     Owner,
     Phase,
     Read,
@@ -258,6 +259,26 @@ def complaints(kernel_log: str, marker: str) -> tuple[str, ...]:
     """Lines of the client's kernel log after the run's marker that tell of lost state."""
     _, _, since = kernel_log.partition(marker)
     return tuple(line.strip() for line in since.splitlines() if COMPLAINTS.search(line))
+
+
+NOTICED = re.compile(r"verifying now: .*?: (?P<why>[^,]+)")
+LOST = re.compile(r"->leaving cause=.\w+: (?P<prompted>after a notice: )?(?P<why>.*?).$")
+STAMPED = re.compile(r"\[ *(?P<s>\d+\.\d+)\] (?P<text>.*)")
+
+
+def notices(journal: str, clock: Clock) -> tuple[Notice, ...]:
+    """Notices of the kernel and losses of a handle, from hactld's journal with times since the boot."""
+    found = []
+    for line in journal.splitlines():
+        stamped = STAMPED.match(line)
+        if stamped is None:
+            continue
+        at_ms = clock.from_mono_ns(round(float(stamped["s"]) * 1e9))
+        if told := NOTICED.search(stamped["text"]):
+            found.append(Notice(at_ms=at_ms, text=told["why"]))
+        elif gone := LOST.search(stamped["text"]):
+            found.append(Notice(at_ms=at_ms, text=gone["why"], lost=True, prompted=bool(gone["prompted"])))
+    return tuple(found)
 
 
 def distinct(clients: str, thief_address: str) -> bool:

@@ -142,6 +142,18 @@ class StampWrite:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """What hactld of the primary wrote: a notice of the kernel (`text` says which), or the loss of its handle.
+
+    `at_ms`: when the journal had it. `prompted`: a notice led to the check that found the loss."""
+
+    at_ms: float
+    text: str
+    lost: bool = False
+    prompted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
     """The newest epoch that the label on the disk showed at one moment."""
 
@@ -239,6 +251,9 @@ class Wanted:
     """How often the volume may have gone to another holder."""
     lease_lapse_ms: float | None = None
     """A lock may go to another client when its owner was silent for so long: its NFS lease."""
+    told_by: str = ""
+    """The notice by which a primary that lives must learn that it was fenced; "" = no matter how."""
+    told_ms_max: float | None = None
     reads: bool = False
     """A reader was there: without its reads nothing is proven."""
 
@@ -272,6 +287,7 @@ class History:
     answers: Answers | None = None
     reads: tuple[Read, ...] | None = None
     timing: tuple[TimingRow, ...] | None = None
+    notices: tuple[Notice, ...] | None = None
     rate_error: float = 0.0
     """By how much the fastest or slowest of the nodes' clocks is off true time (0.05 = 5 %)."""
     lost: tuple[str, ...] = ()

@@ -6,17 +6,19 @@ area that `stamper.py` uses, with stamps of the same form: node N has blocks 16 
 - block 16 N: written through the page cache and not synced: waits there until this host was frozen and runs again;
 - blocks 16 N + 1 to 16 N + 15: one thread each, past the cache, one write on its way at a time. The device takes
   DEPTH of them, the others wait in the block layer; those that it took are with the target, or still in the socket
-  of the iSCSI session when the network is cut.
+  of the iSCSI session, or of the NVMe controller, when the network is cut.
 
 JSON lines on stdout, times in CLOCK_MONOTONIC nanoseconds: `stamps` as the stamper's, and `stages`, what is where now:
-`inside` writes that this program waits for, `taken` by the driver, `unsent` bytes in sockets to an iSCSI target.
+`inside` writes that this program waits for, `taken` by the driver, `unsent` bytes in sockets to the target.
 The word `stop` on stdin, or its end, ends it.
 """
 
 import argparse
+import glob
 import json
 import mmap
 import os
+import re
 import sys
 import threading
 import time
@@ -28,7 +30,8 @@ DEPTH = 8
 FROZEN_NS = 1_000_000_000
 STAGES_EVERY_S = 0.05
 REFUSED_S = 0.5
-ISCSI_PORT = 3260
+# iSCSI, NVMe over TCP
+PORTS = (3260, 4420)
 STOP = threading.Event()
 VOICE = threading.Lock()
 
@@ -100,11 +103,11 @@ def cached(slot: Slot) -> None:
 
 
 def unsent(text: str) -> int:
-    """Bytes in the send queues of connections to an iSCSI port; `text` is /proc/net/tcp."""
+    """Bytes in the send queues of connections to a target's port; `text` is /proc/net/tcp."""
     total = 0
     for line in text.splitlines()[1:]:
         words = line.split()
-        if int(words[2].rpartition(":")[2], 16) == ISCSI_PORT:
+        if int(words[2].rpartition(":")[2], 16) in PORTS:
             total += int(words[4].partition(":")[0], 16)
     return total
 
@@ -112,16 +115,27 @@ def unsent(text: str) -> int:
 def watch(disk: str, slots: "list[Slot]") -> None:
     """Say what is where, again and again, until a write was refused: then it is over."""
     while not STOP.wait(STAGES_EVERY_S):
-        with open(f"/sys/class/block/{os.path.basename(disk)}/inflight") as file:
+        with open(places(disk)[0]) as file:
             taken = int(file.read().split()[1])
         with open("/proc/net/tcp") as file:
             waiting = unsent(file.read())
         say("stages", inside=sum(slot.inside for slot in slots), taken=min(taken, DEPTH), unsent=waiting)
 
 
+def places(disk: str) -> "tuple[str, str]":
+    """In sysfs: how many commands the driver has, and how many it may have. With NVMe's own multipath the disk is a
+    head without a queue: its path has one."""
+    name = os.path.basename(disk)
+    found = re.fullmatch(r"nvme(\d+)n(\d+)", name)
+    if found is None:
+        return f"/sys/class/block/{name}/inflight", f"/sys/class/block/{name}/device/queue_depth"
+    [path] = glob.glob(f"/sys/class/block/nvme{found[1]}c*n{found[2]}") or [f"/sys/class/block/{name}"]
+    return f"{path}/inflight", f"{path}/queue/nr_requests"
+
+
 def set_depth(disk: str, depth: int) -> int:
     """How many commands the device takes at a time; returns what it was."""
-    path = f"/sys/class/block/{os.path.basename(disk)}/device/queue_depth"
+    path = places(disk)[1]
     with open(path) as file:
         before = int(file.read())
     with open(path, "w") as file:

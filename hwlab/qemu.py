@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 from hwlab import netns
+from hwlab.counter import counter_khz
 from hwlab.debkernel import DebianKernel, cached_debian_kernel
 from hwlab.errors import LabError
 from hwlab.guests import Guest, common_words, host_dir, image_below, lun_file, mac_address, recorded
@@ -39,6 +40,7 @@ _QUICK_BOOT = (
     "initcall_blacklist=load_system_certificate_list,hid_bpf_struct_ops_init,cec_init",
     # The counter is this machine's own: it goes on while a guest is frozen and never wraps, which QEMU's other
     # clocks do after 5 or 43 s. The kernel's watchdog would take a busy machine for a broken counter.
+    # How fast it goes is told (tsc_early_khz): a guest that measures it on a busy machine may be wrong by a factor.
     "tsc=reliable",
     "clocksource=tsc",
     # Nor would it tell a busy machine from a hung processor.
@@ -116,4 +118,5 @@ def kernel_words(guest: Guest) -> list[str]:
     """The kernel command line: /dev/vda is the root, /dev/vdb the kernel's modules, then come logical units."""
     luns = guest.topology.luns if guest.spec.role is Role.TARGET else ()
     devices = [f"/dev/vd{chr(ord('c') + number)}" for number in range(len(luns))]
-    return ["console=ttyS0", *_QUICK_BOOT, *common_words(guest, nic="eth", lun_devices=devices)]
+    speed = f"tsc_early_khz={counter_khz()}"
+    return ["console=ttyS0", *_QUICK_BOOT, speed, *common_words(guest, nic="eth", lun_devices=devices)]

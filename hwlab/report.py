@@ -126,6 +126,9 @@ def run_as_dict(run: Played) -> dict[str, Any]:
         "reads": judgement.reads if history.wanted.reads else None,
         "stale_reads": judgement.stale_reads if history.wanted.reads else None,
         "unanswered_reads": judgement.unanswered_reads if history.wanted.reads else None,
+        "told_ms": [rounded(judgement.told.low_ms), rounded(judgement.told.high_ms)]
+        if history.wanted.told_by
+        else None,
         "served": [
             {
                 "mac": served.mac,

@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from hwlab import clocks, cluster, gather
 from hwlab.cluster import ClusterSilent, Status
 from hwlab.drillfile import Command, Drill, Expect, Fault, Flap, Late, Reader, Stamp, Step, Watch
+from hwlab.faults import DAEMON
 from hwlab.feed import Event
 from hwlab.history import (
     Condition,
     End,
     History,
     Mark,
+    Notice,
     Recovery,
     TimingRow,
     Wanted,
@@ -26,6 +28,7 @@ from hwlab.stage import HostSilent, Stage
 POLL_S = 1.0
 HEALTHY_S = 120.0
 END_S = 20.0
+JOURNAL_LINES = 2000
 REPAIRS = ("power-on", "resume", "heal", "heal-storage", "start-daemon", "thaw-daemon", "idle", "persistent")
 SILENT_MS = 2000.0
 """Nobody answered for the served address for that long: nobody has it. The asker tells twice a second."""
@@ -345,6 +348,7 @@ class Run:
             witness=gather.witness(watched),
             conditions=tuple(self._conditions),
             recoveries=self._recoveries(),
+            notices=self._notices() if self._drill.end.told_by else None,
             end=end,
             marks=tuple(self._marks),
             lost=tuple(self._lost),
@@ -371,6 +375,8 @@ class Run:
             recoveries_min=end.recoveries_min,
             moves_max=end.moves_max,
             reads=self._drill.load.reader,
+            told_by=end.told_by,
+            told_ms_max=end.told_ms_max,
             lease_lapse_ms=None if end.lease_lapse_s is None else end.lease_lapse_s * 1000,
         )
 
@@ -419,6 +425,18 @@ class Run:
             return cluster.read_timing(self._stage, self._answering())
         except (ClusterSilent, KeyError, TypeError):
             return None
+
+    def _notices(self) -> tuple[Notice, ...] | None:
+        """hactld's own words on the primary. Its journal is gone with a boot."""
+        host = self._cast["primary"]
+        argv = ["journalctl", "--no-pager", "--output=short-monotonic", f"--unit={DAEMON}", f"--lines={JOURNAL_LINES}"]
+        try:
+            done = self._stage.exec(host, argv, timeout_s=60.0)
+        except HostSilent:
+            return None
+        if done.returncode != 0 or host in self._rebooted_ms:
+            return None
+        return gather.notices(done.stdout.decode(errors="replace"), self._observers.clocks[host].before)
 
     def _recoveries(self) -> tuple[Recovery, ...] | None:
         try:

@@ -17,7 +17,7 @@ from hwlab.errors import LabError
 from hwlab.faults import DAEMON, NODEWATCH, UNDO_COMMANDS
 from hwlab.protocols import Host, Lab, LinkState, PowerState, Progress
 from hwlab.ssh import in_parallel
-from hwlab.topology import LAN, Role, Topology, VolumeSpec
+from hwlab.topology import LAN, NVME, Role, Topology, VolumeSpec
 
 T = TypeVar("T")
 
@@ -44,18 +44,21 @@ def serve(lab: Lab, say: Progress) -> None:
     volume = lab.topology.volume
     installed = with_role(lab, Role.NODE)
     nodes = [host for host in installed if host.name not in lab.topology.spare]
+    voters = with_role(lab, Role.VOTER)
     if volume is None or not nodes:
         raise LabError(f"topology {lab.topology.name} has no [volume] or no nodes: nothing to serve")
     started = time.monotonic()
     undo_faults(lab, say)
     lab.up(say)
     undo_commands(lab)
-    install(installed, say)
+    install([*installed, *voters], say)
     wait_for_disks(lab, installed, say)
-    configure(nodes, say, [*engine_options(lab.topology), *witness_options(lab)], further_sections(lab.topology))
+    options = [*engine_options(lab.topology), *witness_options(lab)]
+    configure([*nodes, *voters], say, options, further_sections(lab.topology))
     give_secrets(lab, nodes)
     start_engine(nodes, say, lab.topology.engine)
     add_witness(lab, nodes, say)
+    start_voters(voters)
     start_daemons(nodes, say)
     add_volume(lab, volume, nodes, say)
     wait_until_serving(volume, nodes, say)
@@ -88,7 +91,7 @@ def undo_commands(lab: Lab) -> None:
         healed = hostfaults.unfiltered(host.interfaces.get(LAN, LAN)) if LAN in host.links else ""
         host.command.run(["sh", "-c", healed + UNDO_COMMANDS])
 
-    in_parallel(on, with_role(lab, Role.NODE))
+    in_parallel(on, [*with_role(lab, Role.NODE), *with_role(lab, Role.VOTER)])
 
 
 def install(nodes: list[Host], say: Progress) -> None:
@@ -160,6 +163,9 @@ def configure(nodes: list[Host], say: Progress, options: Sequence[str] = (), fur
         nodes[0].command.run(init_argv(nodes, options))
         if further:
             nodes[0].command.run(["sh", "-c", f"cat >>{CONFIG}"], input=further)
+        for host in nodes:
+            if host.role is Role.VOTER:
+                nodes[0].command.run(["sed", "-i", f'/^name = "{host.name}"$/a votes_only = true', CONFIG])
         first = read(nodes[0])
         if first is None:
             raise LabError(f"`hactl init` on {nodes[0].name} wrote no {CONFIG}")
@@ -232,6 +238,13 @@ def start_daemons(nodes: list[Host], say: Progress) -> None:
         raise LabError(f"{error}\n{_last_words(nodes)}") from error
 
 
+def start_voters(voters: list[Host]) -> None:
+    """A node that only votes needs node watch alone."""
+    unit = NODEWATCH
+    script = f"systemctl --quiet enable {unit}; systemctl start {unit}; systemctl kill --signal=CONT {unit}"
+    in_parallel(lambda host: host.command.run(["sh", "-c", script], timeout_s=60), voters)
+
+
 def _last_words(nodes: list[Host]) -> str:
     """The end of the daemons' journals, for the message of an error."""
     argv = ["journalctl", "--no-pager", "--lines=6", "--unit", NODEWATCH, "--unit", DAEMON]
@@ -266,6 +279,8 @@ def add_argv(lab: Lab, volume: VolumeSpec) -> list[str]:
     argv += ["--fs", volume.fs, "--address", volume.address]
     for cidr in volume.clients:
         argv += ["--clients", cidr]
+    # nvmet forgets reservations with its power: `volume add` refuses that, unless an administrator accepts it.
+    argv += ["--accept-risk"] if lab.topology.transport == NVME else []
     return [*argv, "--lease-s", str(volume.lease_s), "--grace-s", str(volume.grace_s), "--format"]
 
 

@@ -53,6 +53,12 @@ def facts(run: Played) -> list[str]:
         more.append(
             f"  reader: {judgement.reads} reads, {judgement.stale_reads} stale, {judgement.unanswered_reads} unanswered"
         )
+    told = judgement.told
+    if run.history is not None and told.low_ms is not None and told.high_ms is not None:
+        by = run.history.wanted.told_by
+        more.append(
+            f"  {run.history.primary} knew of its fence {told.low_ms:.0f} to {told.high_ms:.0f} ms later, by: {by}"
+        )
     if run.history is not None and judgement.served:
         more.append("  address: " + ", ".join(spell(served, run.history.fault_ms) for served in judgement.served))
     return [

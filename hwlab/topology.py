@@ -38,6 +38,8 @@ class Role(StrEnum):
 
     TARGET = "target"
     NODE = "node"
+    VOTER = "voter"
+    """A node that only votes: it runs node watch alone, and reaches no storage."""
     CLIENT = "client"
 
 
@@ -170,7 +172,8 @@ class Topology:
 
     def peers(self, host: str) -> tuple[str, ...]:
         """What other nodes than `host` send from on the service network: their addresses, and the volume's."""
-        nodes = [spec for spec in self.with_role(Role.NODE) if spec.name != host and LAN in spec.addresses]
+        nodes = [*self.with_role(Role.NODE), *self.with_role(Role.VOTER)]
+        nodes = [spec for spec in nodes if spec.name != host and LAN in spec.addresses]
         volume = [self.volume.address.partition("/")[0]] if self.volume else []
         return (*(spec.addresses[LAN] for spec in nodes), *volume)
 
@@ -388,7 +391,7 @@ def _check_drivers(topology: Topology, where: str) -> None:
                 f"{where}: host {host.name}: driver {host.driver!r} does not mix with {topology.driver!r}: "
                 f"only {', '.join(sorted(LOCAL_DRIVERS))} do with each other"
             )
-        if topology.transport == NVME and host.driver == "uml" and host.role is not Role.CLIENT:
+        if topology.transport == NVME and host.driver == "uml" and host.role in (Role.TARGET, Role.NODE):
             raise TopologyError(f"{where}: host {host.name}: driver 'uml' has no NVMe; use 'qemu'")
 
 

@@ -206,6 +206,21 @@ def test_a_notice_verifies_the_handle_at_once_but_only_where_there_is_one() -> N
         assert elsewhere.step(Noticed()) == (elsewhere, ())
 
 
+def test_a_loss_says_whether_a_notice_led_to_it_or_the_clock() -> None:
+    lost = StepFailed(step=Step.VERIFY, text="preempted", lost=True)
+    by_clock, _ = feed(serving(), Tick(now_ms=9000), lost)
+    assert by_clock.failure == "verify: preempted"
+    checked, _ = feed(serving(), Tick(now_ms=9000), StepDone(step=Step.VERIFY), Tick(now_ms=9001))
+    by_notice, runs = feed(checked, Noticed(), lost)
+    assert runs[0] == Run(step=Step.VERIFY) and by_notice.failure == "verify: after a notice: preempted"
+    # The check ran already when the notice came: the clock had found it.
+    overtaken, _ = feed(serving(), Tick(now_ms=9000), Noticed(), lost)
+    assert overtaken.failure == "verify: preempted"
+    # A notice that found nothing wrong is used up.
+    later, _ = feed(checked, Noticed(), StepDone(step=Step.VERIFY), Tick(now_ms=11_000), lost)
+    assert later.failure == "verify: preempted"
+
+
 def test_a_lost_file_system_is_unmounted_by_force() -> None:
     volume, _ = feed(serving(), Tick(now_ms=9000), StepFailed(step=Step.VERIFY, text="preempted", lost=True))
     runs: list[Run] = []

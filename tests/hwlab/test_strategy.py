@@ -100,6 +100,12 @@ def test_a_volume_on_several_luns_is_made_of_all_of_them() -> None:
     assert strategy.add_argv(lab, topology.volume)[2:8] == ["add", "v1", "/dev/v1a", "/dev/v1b", "--stack", "md"]
 
 
+def test_a_namespace_of_nvmet_becomes_a_volume_only_at_an_accepted_risk() -> None:
+    topology, _ = load("nvme")
+    assert topology.volume is not None
+    assert "--accept-risk" in strategy.add_argv(FakeLab(topology=topology, disks=disk()), topology.volume)
+
+
 def test_a_volume_that_was_added_is_not_formatted_again() -> None:
     calls: list[str] = []
     volume = TOPOLOGY.volume
@@ -147,6 +153,29 @@ def test_a_node_without_a_configuration_gets_that_of_the_others() -> None:
     strategy.configure(nodes, quiet)
     assert "put /etc/hactl/cluster.key 600" in first
     assert not any("hactl init" in call for call in [*first, *second])
+
+
+def test_a_voter_is_written_down_as_one_and_runs_node_watch_alone() -> None:
+    first: list[str] = []
+    third: list[str] = []
+    made = {"cat /etc/hactl/hactl.toml": (0, b"config"), "cat /etc/hactl/cluster.key": (0, b"key")}
+    one = node("n1", first, {"cat": (1, b"")})
+
+    class InitCommand(ScriptedCommand):
+        def run(
+            self, argv: Sequence[str], *, input: bytes | None = None, timeout_s: float = 30, check: bool = True
+        ) -> Completed:
+            self.answers = made if argv[0] == "sed" else self.answers
+            return super().run(argv, input=input, timeout_s=timeout_s, check=check)
+
+    one = replace(one, command=InitCommand(first, {"cat": (1, b"")}))
+    voter = replace(node("n3", third, {"cat": (1, b"")}), role=Role.VOTER)
+    strategy.configure([one, voter], quiet)
+    assert [call for call in first if "votes_only" in call] == [
+        'run.sed -i /^name = "n3"$/a votes_only = true /etc/hactl/hactl.toml'
+    ]
+    strategy.start_voters([voter])
+    assert not any("hactld" in call for call in third) and "hactl-nodewatch" in third[-1]
 
 
 def test_nodes_that_disagree_are_not_overwritten() -> None:

@@ -58,6 +58,13 @@ def test_a_namespace_is_known_by_a_uuid_made_of_its_serial() -> None:
     assert lun.device == f"/dev/disk/by-id/nvme-{lun.wwid}"
 
 
+def test_a_node_that_only_votes_needs_no_nvme_and_is_cut_off_with_the_others() -> None:
+    topology, _ = load("nvme")
+    [voter] = topology.with_role(Role.VOTER)
+    assert voter.driver == "uml" and set(voter.addresses).isdisjoint(topology.sans)
+    assert voter.addresses["lan"] in topology.peers("n1")
+
+
 def test_hosts_of_one_topology_may_have_different_emulators() -> None:
     text = GOOD.replace('name = "n1"', 'name = "n1"\ndriver = "qemu"')
     assert [host.driver for host in parse(text, "t").hosts] == ["uml", "qemu"]
@@ -67,7 +74,7 @@ def test_hosts_of_one_topology_may_have_different_emulators() -> None:
     ("old", "new", "complaint"),
     [
         ('driver = "uml"', 'driver = "uml"\ncolour = "red"', "unknown key `colour`"),
-        ('role = "node"', 'role = "spare"', "role 'spare' is none of target, node, client"),
+        ('role = "node"', 'role = "spare"', "role 'spare' is none of target, node, voter, client"),
         ('role = "node"', 'role = "node"\nmemory = 3', "host 2: unknown key `memory`"),
         ('role = "node"', 'role = "node"\ndriver = "ssh"', "driver 'ssh' does not mix with 'uml'"),
         ('driver = "uml"', 'driver = "uml"\n[timing]\noverdue_ms = "long"', "`overdue_ms` must be of type int"),

@@ -195,6 +195,17 @@ def test_writes_through_the_cache_are_synced_only_after_a_freeze(
     assert [(row[0], row[3]) for row in told[0]["rows"]] == [(1, "Input/output error"), (2, "Input/output error")]  # type: ignore[attr-defined]
 
 
+def test_the_queue_of_an_nvme_disk_is_that_of_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {"/sys/class/block/nvme1c*n2": ["/sys/class/block/nvme1c3n2"]}
+    monkeypatch.setattr(latewriter.glob, "glob", lambda pattern: paths.get(pattern, []))
+    assert latewriter.places("/dev/nvme1n2") == (
+        "/sys/class/block/nvme1c3n2/inflight",
+        "/sys/class/block/nvme1c3n2/queue/nr_requests",
+    )
+    assert latewriter.places("/dev/nvme0n1")[0] == "/sys/class/block/nvme0n1/inflight", "without multipath"
+    assert latewriter.places("/dev/sda")[1] == "/sys/class/block/sda/device/queue_depth"
+
+
 def test_what_an_iscsi_socket_has_not_sent_is_counted() -> None:
     head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
     lines = (
@@ -203,6 +214,7 @@ def test_what_an_iscsi_socket_has_not_sent_is_counted() -> None:
         "   2: 0B024D0A:0016 0A024D0A:9999 01 00005000:00000000 01:00000014 00000000     0        0 1 1\n"
     )
     assert latewriter.unsent(head + lines) == 0x1010
+    assert latewriter.unsent(head + lines.replace(":0CBC", ":1144")) == 0x1010, "NVMe over TCP, port 4420"
 
 
 HOST_1, HOST_2 = "c689cb56615351c6b1d1b2c3fb0080da", "4639a38964e95c4db9cd6767c3bf1003"
