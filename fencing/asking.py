@@ -113,7 +113,12 @@ class Asking:
         self, promise: Promise, after: str, keys: Sequence[str], holders: Sequence[str]
     ) -> Generator[Yielded, list[Answer], bool]:
         """Every nexus reads these registrants (one key each), this holder, and with it our type."""
-        answers = yield from self._states(self._nexuses)
+        return self._judge_read(promise, after, keys, holders, (yield from self._states(self._nexuses)))
+
+    def _judge_read(
+        self, promise: Promise, after: str, keys: Sequence[str], holders: Sequence[str], answers: Sequence[Answer]
+    ) -> bool:
+        """`answers`: what each nexus read."""
         kind = OUR_TYPE.value if holders else 0
         good = True
         for nexus, answer in zip(self._nexuses, answers, strict=True):

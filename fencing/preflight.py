@@ -29,6 +29,8 @@ FLOOD_POLLS = 40
 POLL_S = 0.1
 FLOOD_END_S = 20
 RESTART_POLL_S = 1.0
+RESTART_STEADY = 3
+"""So many polls in a row must be answered on all paths: one that just came back may fail once more (seen on iSCSI)."""
 FREE_IT = "free the device (who uses it is told above), or try another LUN of the same storage, which stands for it"
 ASK_ALL = "start hactld on every node, and run the preflight again"
 SHOW_IT = "make the LUN visible to the other nodes, and run the preflight again"
@@ -326,21 +328,22 @@ class Preflight(Asking):
         [before] = yield from self._states([self._paths(owner)[0]])
         limit = self._options.restart_s
         yield Say(text=f"{self.wwid}: restart the target now; waiting up to {limit} s until it is back")
-        generation, gone = before.result["state"]["generation"], False
+        generation, gone, steady = before.result["state"]["generation"], False, 0
         began = yield from self._wait(0)
         while True:
             answers = yield tuple(self._step(nexus, "state") for nexus in self._nexuses)
             away = [answer for answer in answers if answer.error]
             back = [answer.result["state"]["generation"] for answer in answers if not answer.error]
             gone = gone or bool(away) or any(each < generation for each in back)
-            if gone and not away:
+            steady = steady + 1 if gone and not away else 0
+            if steady == RESTART_STEADY:
                 break
             if (yield from self._wait(RESTART_POLL_S)) - began >= limit:
                 why = "did not come back on all paths" if gone else "was not seen to restart"
                 raise Unprepared(f"the target {why} within {limit} s")
         yield Say(text=f"{self.wwid}: the target is back")
         keys = [self._key(owner)] * len(self._paths(owner))
-        if not (yield from self._all_read(Promise.PERSISTENCE, "after the restart", keys, [self._key(owner)])):
+        if not self._judge_read(Promise.PERSISTENCE, "after the restart", keys, [self._key(owner)], answers):
             return
         for nexus in self._nexuses:
             yield from self._judge_write(Promise.PERSISTENCE, nexus, allowed=nexus.node == owner, owner=owner)

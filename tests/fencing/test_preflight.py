@@ -243,6 +243,25 @@ def test_a_target_that_says_it_persists_and_forgets_is_found_out_by_the_restart_
     assert broken(bench.run()) == {Promise.PERSISTENCE}
 
 
+def test_a_path_that_fails_once_more_after_the_restart_is_waited_for() -> None:
+    bench = Bench()
+    restarting(bench)
+    plain, polls = bench.spoil, len(NUMBERS) * len(PATHS)
+    away: list[Step] = []
+
+    def spoil(step: Step, nth: int) -> Answer | None:
+        spoilt = plain(step, nth)
+        if spoilt is not None or away:
+            away.append(step)
+        # the first poll finds all away, the second finds all well
+        return Answer(error="no such device") if len(away) == 2 * polls + 3 else spoilt
+
+    bench.spoil = spoil
+    assert bench.run()[Promise.PERSISTENCE].verdict is Verdict.KEPT
+    assert away[2 * polls + 2].act == "state"
+    bench.assert_left_as_it_was()
+
+
 def test_a_restart_that_never_comes_is_not_tested() -> None:
     bench = Bench(options=Options(rounds=1, read_mib=1, restart_s=30))
     finding = bench.run()[Promise.PERSISTENCE]

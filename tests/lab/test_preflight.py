@@ -15,12 +15,13 @@ import pytest
 
 from hwlab import strategy
 from hwlab.errors import LabError
+from hwlab.faults import inject
 from hwlab.lab import open_lab, remove_lab
 from hwlab.preconditions import preconditions
 from hwlab.protocols import Completed, Host, Lab
 from hwlab.topology import Role
 
-pytestmark = [pytest.mark.lab, pytest.mark.long]  # long: not played yet
+pytestmark = [pytest.mark.lab, pytest.mark.long]
 
 LAB = "preflight"
 PORTAL = "10.77.2.10:3260"
@@ -33,12 +34,15 @@ SECOND_GATEWAY = """
 import subprocess
 import rtslib_fb as lio
 lio.RTSRoot._preferred_dbroot = "/etc/target"
-subprocess.run(["modprobe", "target_core_file"], check=True)
+subprocess.run(["modprobe", "loop"], check=True)
 root = lio.RTSRoot()
 [target] = root.targets
 [group] = target.tpgs
 [first] = [each for each in root.storage_objects if each.name == "v1"]
-second = lio.FileIOStorageObject("v1b", first.udev_path, wwn=first.wwn, write_back=False)
+# the medium itself is the first one's alone; direct I/O, so that both see what is on it
+loop = ["losetup", "--find", "--show", "--direct-io=on", first.udev_path]
+device = subprocess.run(loop, check=True, capture_output=True, text=True).stdout.strip()
+second = lio.BlockStorageObject("v1b", dev=device, wwn=first.wwn)
 unit = lio.LUN(group, 9, second)
 for acl in group.node_acls:
     if acl.node_wwn.endswith("n2"):
@@ -48,9 +52,18 @@ for acl in group.node_acls:
 """
 
 LOGIN = (
-    "iscsiadm -m node -u; iscsiadm -m node -l > /dev/null; "
+    "iscsiadm -m session -u; timeout 30 /usr/lib/hwlab/iscsi-login.sh; "
     "for i in $(seq 100); do [ -b /dev/sda ] && exit; sleep 0.1; done; exit 1"
 )
+
+
+class Report(dict[str, Any]):
+    """One device of `hactl preflight --json`. In the message of an assertion: what is not as it should be."""
+
+    def __repr__(self) -> str:
+        bad = [each for each in self["promises"] if each["verdict"] != "kept"]
+        lines = [f"{each['promise']} {each['verdict']}: {line}" for each in bad for line in each["found"]]
+        return "\n".join([self["verdict"], *lines, *(f"left: {each}" for each in self["left"])])
 
 
 @dataclass
@@ -71,12 +84,12 @@ class Bench:
         argv = ["hactl", "preflight", self.device, "--json", *words]
         return self.host("n1").command.run(argv, timeout_s=timeout_s, check=False)
 
-    def preflight(self, *words: str) -> tuple[int, dict[str, str], dict[str, Any]]:
+    def preflight(self, *words: str) -> tuple[int, dict[str, str], Report]:
         """Exit code, verdicts by promise, and the device's whole report."""
         done = self.run(*words)
         assert done.status in (0, 3, 5), done.stderr.decode()
         [device] = json.loads(done.stdout)["devices"]
-        return done.status, {each["promise"]: each["verdict"] for each in device["promises"]}, device
+        return done.status, {each["promise"]: each["verdict"] for each in device["promises"]}, Report(device)
 
     def digest(self) -> str:
         """Of the medium as the target has it, without the scratch area; and of that."""
@@ -89,6 +102,16 @@ class Bench:
             f"dd if={disk} bs=1M skip={begin} count={end - begin} | md5sum",
             timeout_s=300,
         )
+
+    def status(self, node: str) -> dict[str, Any]:
+        return dict(json.loads(self.sh(node, "hactl status --json")))
+
+    def restart_target(self) -> None:
+        """It loses its power, and comes back as the topology has it."""
+        target = self.host("san1")
+        target.power.off()
+        target.power.on()
+        target.command.wait_reachable(90)
 
     def registered(self) -> str:
         return self.sh("n1", f"sg_persist --in --read-keys {self.device} | tail -n +2")
@@ -119,6 +142,14 @@ def bench() -> Iterator[Bench]:
         remove_lab(LAB, print)
 
 
+@pytest.fixture(autouse=True)
+def well(bench: Bench) -> None:
+    """Each test begins with paths that answer; the one before may have left sessions that are just made anew."""
+    read = "dd if=/dev/sda of=/dev/null bs=4096 count=1 iflag=direct"
+    for node in ("n1", "n2"):
+        bench.sh(node, f"for i in $(seq 300); do {read} 2>/dev/null && exit; sleep 0.2; done; exit 1", timeout_s=90)
+
+
 def test_a_lio_disk_keeps_its_promises_and_is_left_as_it_was(bench: Bench) -> None:
     before = bench.digest()
     code, verdicts, report = bench.preflight("--rounds", "5")
@@ -127,7 +158,7 @@ def test_a_lio_disk_keeps_its_promises_and_is_left_as_it_was(bench: Bench) -> No
     assert {(path["node"], path["path"]) for path in report["paths"]} == {("n1", "/dev/sda"), ("n2", "/dev/sda")}
     assert all(path["mb_per_s"] > 0 and "iSCSI" in path["via"] for path in report["paths"])
     assert bench.digest() == before
-    assert "no registered reservation keys" in bench.registered()
+    assert "NO registered reservation keys" in bench.registered()
 
 
 def test_an_owned_disk_is_only_looked_at(bench: Bench) -> None:
@@ -217,6 +248,21 @@ def test_a_target_without_reservations_is_found(bench: Bench) -> None:
     assert bench.digest() == before
 
 
+def test_two_gateways_that_do_not_share_reservations_are_found(bench: Bench) -> None:
+    before = bench.digest()
+    bench.host("san1").command.run(["python3", "-c", SECOND_GATEWAY], timeout_s=60)
+    try:
+        bench.sh("n2", LOGIN)
+        code, verdicts, report = bench.preflight()
+        assert code == 5, report
+        assert verdicts["same-device"] == "kept", "it looks like one disk"
+        assert verdicts["operations"] == verdicts["conflict"] == "broken", report
+        assert verdicts["late-writes"] != "kept"
+        assert bench.digest() == before
+    finally:
+        bench.restart_target()
+
+
 def test_a_target_that_keeps_its_reservations_passes_its_restart_and_one_that_forgets_does_not(bench: Bench) -> None:
     for forget in (False, True):
         words = ["hactl", "preflight", bench.device, "--json", "--rounds", "1", "--restart-target"]
@@ -226,29 +272,37 @@ def test_a_target_that_keeps_its_reservations_passes_its_restart_and_one_that_fo
         for line in running.stderr:
             if b"restart the target now" in line:
                 break
-        if forget:
-            bench.sh("san1", "rm -f /etc/target/pr/*; sync")
-        target = bench.host("san1")
-        target.power.off()
-        target.power.on()
-        target.command.wait_reachable(90)
+        inject("volatile" if forget else "persistent", bench.host("san1"))
+        bench.restart_target()
         report = json.loads(running.stdout.read())
-        assert running.wait(120) == (5 if forget else 0), report
-        [device] = report["devices"]
+        device = Report(report["devices"][0])
+        assert running.wait(120) == (5 if forget else 0), device
         verdicts = {each["promise"]: each["verdict"] for each in device["promises"]}
         assert verdicts["persistence"] == ("broken" if forget else "kept"), device
+        assert device["risk"] == ("persistence" if forget else "")
         assert device["left"] == []
-        assert "no registered reservation keys" in bench.registered()
+        assert "NO registered reservation keys" in bench.registered()
+    inject("persistent", bench.host("san1"))
 
 
-def test_two_gateways_that_do_not_share_reservations_are_found(bench: Bench) -> None:
-    """Last: the target stays so."""
+def test_a_volume_on_storage_that_failed_takes_an_accepted_risk_and_shows_it(bench: Bench) -> None:
+    """The verdict is that of the test before: a target that forgets. It was given on n1, and is known on n2."""
     before = bench.digest()
-    bench.host("san1").command.run(["python3", "-c", SECOND_GATEWAY], timeout_s=60)
-    bench.sh("n2", LOGIN)
-    code, verdicts, report = bench.preflight()
-    assert code == 5, report
-    assert verdicts["same-device"] == "kept", "it looks like one disk"
-    assert verdicts["operations"] == verdicts["conflict"] == "broken"
-    assert verdicts["late-writes"] != "kept"
+    words = ["hactl", "volume", "add", "v1", bench.device, "--address", "10.77.1.50/24"]
+    words += ["--clients", "10.77.1.0/24", "--format"]
+    refused = bench.host("n2").command.run(words, timeout_s=60, check=False)
+    assert refused.status == 1
+    assert b"found broken: persistence" in refused.stderr and b"--accept-risk" in refused.stderr
     assert bench.digest() == before
+    bench.host("n2").command.run([*words, "--accept-risk"], timeout_s=120)
+    served = "hactl status | grep -q serving"
+    for node in ("n1", "n2"):
+        bench.sh(node, f"for i in $(seq 120); do {served} && exit; sleep 0.5; done; exit 1", timeout_s=120)
+        assert [each["risk"] for each in bench.status(node)["volumes"]] == ["persistence"]
+        assert "persistence" in bench.sh(node, "hactl status")
+    owned = bench.digest()
+    code, verdicts, report = bench.preflight()
+    assert code == 3 and verdicts["conflict"] == "not tested", report
+    assert "is to be served" in repr(report) or "in use" in repr(report) or "mounted" in repr(report)
+    assert bench.digest().splitlines()[1] == owned.splitlines()[1], "the scratch area of a volume in service"
+    assert [each["risk"] for each in bench.status("n1")["volumes"]] == ["persistence"], "a look takes no risk back"
