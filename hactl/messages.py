@@ -37,8 +37,8 @@ class VolumeReport:
 
     `phase` is a `controller.Phase` value. `holding` says that this node may have the file system mounted, the
     handle or the export, or is about to: until it is false nobody else is sent in by a planned move. `ready` says
-    that it could take the volume now, `why` why not (or what is wrong). `epoch`, `owner` and `risk` are the label's, as
-    last read.
+    that it could take the volume now, `why` why not, or what is wrong, or why its last attempt failed. `epoch`,
+    `owner` and `risk` are the label's, as last read.
     """
 
     phase: str

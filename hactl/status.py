@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hactl import placement
-from hactl.messages import VolumeReport
+from hactl.messages import ORDER_NONE, VolumeReport
 from hactl.placement import Facts, NodeFacts, Plan
 
 _STATES = {
@@ -138,6 +138,7 @@ def _problems(volume: str, facts: Facts, wanted: str, server: str, fit: list[str
     for name, report in sorted(placement.reports_of(volume, facts).items()):
         if not facts.nodes[name].alive:
             continue
-        if report.phase in ("stuck", "suspended") or (report.why and not report.ready):
+        failed = wanted == "started" and not server and report.failed != ORDER_NONE
+        if report.phase in ("stuck", "suspended") or (report.why and (failed or not report.ready)):
             problems.append(f"{name}: {report.why or report.phase}")
     return problems

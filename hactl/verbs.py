@@ -117,7 +117,8 @@ class Verbs:
     def _problems(self) -> list[str]:
         daemon = self._daemon
         view = daemon.view
-        problems = [f"{device}: {why}" for device, why in sorted(daemon.volumes.strange.items())]
+        strange = sorted(daemon.volumes.strange.items())
+        problems = [why if why.startswith(f"{device}:") else f"{device}: {why}" for device, why in strange]
         problems += [text for text in (daemon.changes.removed, daemon.changes.trouble) if text]
         problems += changes.problems(view, daemon.config.cluster)
         problems += [

@@ -24,7 +24,7 @@ from hactl import controller, sets
 from hactl.config import Config
 from hactl.controller import Phase
 from hactl.interpret import Gate, Interpreter
-from hactl.messages import Order, VolumeReport
+from hactl.messages import ORDER_NONE, Order, VolumeReport
 from hactl.ports import ExportedVolume, FencedDisk
 from hactl.record import Records, Takeover
 from hactl.runtime import Clock, VolumeRuntime
@@ -227,11 +227,13 @@ class VolumeSet:
     def _report(self, each: Seen) -> VolumeReport:
         machine, label, handle = each.runtime.machine, each.label, each.disk.handle
         why = each.gone or each.why
+        if machine.phase in (Phase.STUCK, Phase.SUSPENDED) or (not why and machine.failed != ORDER_NONE):
+            why = machine.failure
         return VolumeReport(
             phase=str(machine.phase),
             holding=machine.holding or machine.phase is Phase.LISTENING,
-            ready=machine.holding or (machine.phase is Phase.STANDBY and not why),
-            why=machine.failure if machine.phase in (Phase.STUCK, Phase.SUSPENDED) else why,
+            ready=machine.holding or (machine.phase is Phase.STANDBY and not (each.gone or each.why)),
+            why=why,
             order=machine.order,
             failed=machine.failed,
             epoch=max(label.epoch, handle.epoch if handle else 0),

@@ -11,6 +11,7 @@ from fencing.model import Key
 from hactl import placement
 from hactl.cli import render
 from hactl.explain import explain_key
+from hactl.messages import Order
 from hactl.placement import NodeFacts, Plan
 from hactl.status import cluster_status
 from tests.hactl.test_placement import SERVED, facts, gone, node, volume
@@ -46,6 +47,16 @@ def test_a_node_that_could_not_take_over_is_not_ready_and_says_why() -> None:
     assert "node n2: v1: no PR OUT" in text
     assert "node n3: not heard" in text
     assert "volume v1: no other node could take it now" in text
+
+
+def test_a_volume_that_nobody_could_take_says_what_each_attempt_met() -> None:
+    """The disk decides: a node may be ready by all that it can see, and fail."""
+    key = "acquire: /dev/sda: in use by somebody outside this cluster: 0x00000000abcd0001"
+    failed = node(volume(why=key, failed=Order(term=3, number=7)))
+    text = render.status(told(n1=gone(), n2=failed, n3=node()))
+    assert f"volume v1: n2: {key}" in text
+    served = told(n1=SERVED["n1"], n2=failed, n3=node())
+    assert served["volumes"][0]["problems"] == [], "an old attempt is no problem once another node serves"
 
 
 def test_a_volume_that_nobody_serves_is_down() -> None:
