@@ -137,7 +137,10 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noticed:
-    """Something may have happened to the disk's registrations: a reason to verify the handle now, and no more."""
+    """Something may have happened to the disk's registrations: a reason to verify the handle now, and no more. Brings
+    the time, as `Tick` does: a tick before it could find the usual check due, and begin that one instead."""
+
+    now_ms: int
 
 
 Event = Assigned | StepDone | StepFailed | LeaseChanged | Tick | Noticed
@@ -223,7 +226,8 @@ class Volume:
             case Assigned():
                 return self._assigned(event)._proceed()
             case Noticed():
-                return (replace(self._again(0), noticed=True) if self.phase in CHECKED_PHASES else self)._proceed()
+                now = replace(self, now_ms=event.now_ms)
+                return (replace(now._again(0), noticed=True) if now.phase in CHECKED_PHASES else now)._proceed()
             case StepDone() | StepFailed() if event.step is not self.running:
                 return self, ()  # the answer to a step that this life did not ask for
             case StepDone():

@@ -24,6 +24,7 @@ class FenceWatch:
         self._log = log
         self._events: FenceEvents | None = None
         self._reading: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
         """Start to listen. A kernel that does not let us costs time, never safety: it is told, and that is all."""
@@ -46,16 +47,17 @@ class FenceWatch:
             return
         self._log("verifying now: " + ", ".join(f"{name}: {why}" for name, why in sorted(found.items())))
         for runtime in self._runtimes():
-            runtime.tick()
-            runtime.feed(controller.Noticed())
+            runtime.feed(controller.Noticed(now_ms=runtime.clock.now_ms()))
         for name in found.keys() - self._reading:
             self._reading.add(name)
-            asyncio.get_running_loop().run_in_executor(None, self._read, name)
+            task = asyncio.get_running_loop().create_task(self._read(name))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    def _read(self, name: str) -> None:
+    async def _read(self, name: str) -> None:
         """Take the notices off the controller's list: until then it need not send another event. For the log, too."""
         try:
-            for notice in read_notifications(name):
+            for notice in await asyncio.to_thread(lambda: list(read_notifications(name))):
                 self._log(f"nvme={name} nsid={notice.nsid} {notice.what} (notice {notice.count}, {notice.more} more)")
         except (FencingError, OSError) as wrong:
             self._log(f"nvme={name} its reservation notices cannot be read: {wrong}")

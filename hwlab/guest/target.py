@@ -46,12 +46,15 @@ def slowed(name: str, device: str, delay_ms: int) -> str:
     sectors = int(Path(f"/sys/class/block/{Path(device).name}/size").read_text())
     table = (
         f"0 6144 linear {device} 0\n"
-        f"6144 2048 delay {device} 6144 0 {device} 6144 {delay_ms}\n"
+        # reads, writes, flushes: without words of their own these would be slow as the writes are, on the whole device
+        f"6144 2048 delay {device} 6144 0 {device} 6144 {delay_ms} {device} 6144 0\n"
         f"8192 {sectors - 8192} linear {device} 8192\n"
     )
     subprocess.run(["modprobe", "-a", "dm-mod", "dm-delay"], check=True)
     subprocess.run(["dmsetup", "create", name, "--noudevrules", "--noudevsync"], input=table, text=True, check=True)
-    return f"/dev/mapper/{name}"
+    # By the kernel's own name: the link in /dev/mapper comes and goes with udev, which has hardly begun here.
+    [made] = [dm.parent.parent for dm in Path("/sys/block").glob("dm-*/dm/name") if dm.read_text().strip() == name]
+    return f"/dev/{made.name}"
 
 
 def make_group(rtslib_fb: Any, target: Any, tag: int, portal: str, stores: list[Any]) -> Any:

@@ -192,18 +192,26 @@ def test_a_lost_handle_takes_everything_down_address_first() -> None:
     assert asked[:5] == [Step.SHUT, Step.UNEXPORT, Step.UNTRACK, Step.UNMOUNT, Step.FORGET]
 
 
+def checked_at(now_ms: int) -> Volume:
+    """Serving, and checked at that moment."""
+    volume, _ = feed(serving(), Tick(now_ms=now_ms), StepDone(step=Step.VERIFY), Tick(now_ms=now_ms))
+    return volume
+
+
 def test_a_notice_verifies_the_handle_at_once_but_only_where_there_is_one() -> None:
     volume, runs = feed(serving(), Tick(now_ms=9000), StepDone(step=Step.VERIFY), Tick(now_ms=9001))
     assert runs == [Run(step=Step.VERIFY)] and volume.running is None
-    volume, runs = feed(volume, Noticed())
+    volume, runs = feed(volume, Noticed(now_ms=9001))
     assert runs == [Run(step=Step.VERIFY)]
-    again, runs = feed(volume, Noticed())
+    again, runs = feed(volume, Noticed(now_ms=9001))
     assert runs == [], "one check at a time; the next follows this one at once"
     again, runs = feed(again, StepDone(step=Step.VERIFY), Tick(now_ms=9001))
     assert runs == [Run(step=Step.VERIFY)]
     for phase in set(Phase) - controller.CHECKED_PHASES:
         elsewhere = replace(volume, phase=phase, running=Step.LISTEN)
-        assert elsewhere.step(Noticed()) == (elsewhere, ())
+        assert elsewhere.step(Noticed(now_ms=9001)) == (elsewhere, ())
+    due, runs = feed(checked_at(9001), Noticed(now_ms=30_000))
+    assert runs == [Run(step=Step.VERIFY)] and due.prompted and due.asked_ms == 30_000, "also where a check was due"
 
 
 def test_a_loss_says_whether_a_notice_led_to_it_or_the_clock() -> None:
@@ -211,13 +219,13 @@ def test_a_loss_says_whether_a_notice_led_to_it_or_the_clock() -> None:
     by_clock, _ = feed(serving(), Tick(now_ms=9000), lost)
     assert by_clock.failure == "verify: preempted"
     checked, _ = feed(serving(), Tick(now_ms=9000), StepDone(step=Step.VERIFY), Tick(now_ms=9001))
-    by_notice, runs = feed(checked, Noticed(), lost)
+    by_notice, runs = feed(checked, Noticed(now_ms=9001), lost)
     assert runs[0] == Run(step=Step.VERIFY) and by_notice.failure == "verify: after a notice: preempted"
     # The check ran already when the notice came: the clock had found it.
-    overtaken, _ = feed(serving(), Tick(now_ms=9000), Noticed(), lost)
+    overtaken, _ = feed(serving(), Tick(now_ms=9000), Noticed(now_ms=9001), lost)
     assert overtaken.failure == "verify: preempted"
     # A notice that found nothing wrong is used up.
-    later, _ = feed(checked, Noticed(), StepDone(step=Step.VERIFY), Tick(now_ms=11_000), lost)
+    later, _ = feed(checked, Noticed(now_ms=9001), StepDone(step=Step.VERIFY), Tick(now_ms=11_000), lost)
     assert later.failure == "verify: preempted"
 
 

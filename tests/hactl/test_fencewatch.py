@@ -10,6 +10,7 @@ from fencing.errors import NotDelivered
 from fencing.nvme import Notification
 from hactl import controller, fencewatch
 from hactl.fencewatch import FenceWatch
+from hactl.runtime import Clock
 
 
 class Runtime:
@@ -17,9 +18,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self.fed: list[object] = []
-
-    def tick(self) -> None:
-        self.fed.append("tick")
+        self.clock = Clock(monotonic_s=lambda: 7.5, unix_ms=lambda: 0)
 
     def feed(self, event: object) -> None:
         self.fed.append(event)
@@ -55,7 +54,7 @@ async def told(events: Events) -> tuple[Runtime, list[str]]:
     watch = FenceWatch(lambda: [runtime], lines.append)  # type: ignore[arg-type]
     watch._events = events  # type: ignore[assignment]
     watch._ready()
-    await asyncio.get_running_loop().shutdown_default_executor()
+    await asyncio.gather(*watch._tasks)
     watch._ready()
     assert watch._reading == set()
     return runtime, lines
@@ -64,7 +63,7 @@ async def told(events: Events) -> tuple[Runtime, list[str]]:
 def test_a_notice_verifies_every_handle_and_is_read_off_the_controller(notices) -> None:
     notices["nvme0"] = [Notification(count=1, what="registration preempted", more=0, nsid=7)]
     runtime, lines = asyncio.run(told(Events(FenceEvent(controller="nvme0", why="reservation notice"))))
-    assert runtime.fed == ["tick", controller.Noticed()]
+    assert runtime.fed == [controller.Noticed(now_ms=7500)]
     assert "nvme0: reservation notice" in lines[0] and "nsid=7 registration preempted" in lines[1]
     assert notices == {}
 
@@ -72,7 +71,7 @@ def test_a_notice_verifies_every_handle_and_is_read_off_the_controller(notices) 
 def test_notices_that_cannot_be_read_are_told_and_change_nothing(notices) -> None:
     notices["nvme1"] = [NotDelivered("no such device", device="/dev/nvme1", operation="read")]
     runtime, lines = asyncio.run(told(Events(FenceEvent(controller="nvme1", why="connected"))))
-    assert runtime.fed == ["tick", controller.Noticed()] and "cannot be read" in lines[1]
+    assert runtime.fed == [controller.Noticed(now_ms=7500)] and "cannot be read" in lines[1]
 
 
 def test_without_an_event_nothing_is_done(notices) -> None:

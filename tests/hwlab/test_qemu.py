@@ -46,7 +46,8 @@ def test_interfaces_and_disks_have_fixed_places_since_their_order_gives_their_na
 
 def test_only_the_target_has_the_logical_units_and_says_where_they_are(state: Path) -> None:
     on_target = qemu.words(guest("san1"), KERNEL)
-    assert values(on_target, "-drive")[2] == f"if=none,id=disk2,file={state}/hactl-lab/l1/luns/v1.img,format=raw"
+    file = f"{state}/hactl-lab/l1/luns/v1.img"
+    assert values(on_target, "-drive")[2] == f"if=none,id=disk2,file={file},format=raw,cache=unsafe"
     assert "hwlab.lun=v1,5fa1c0de-0000-4000-8000-000000000001,/dev/vdc" in qemu.kernel_words(guest("san1"))
     assert len(values(qemu.words(guest("n1"), KERNEL), "-drive")) == 2
 
