@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import glob
 import os
-import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
 
 from fencing import scsi
+from fencing._sgpt import OS_ERRORS, TIMEOUT, TRANSPORT_ERROR, Commands, SgCommands
 from fencing.deviceerrors import DeviceErrors
 from fencing.errors import CONFLICT, NotDelivered, OutcomeUnknown, PortError, Refused
 from fencing.model import Capabilities, PrType, ReservationState
@@ -32,37 +30,9 @@ READS_MAX = 8
 LIST_BYTES = 2048
 """Room for some twenty iSCSI registrants; longer lists are asked for again."""
 
-_LIBRARY_PATTERN = re.compile(r"libsgutils2(?:-(\d+)\.(\d+))?\.so\.\d+")
-_LIBRARY_DIRECTORIES = (
-    "/usr/lib/*-linux-gnu",
-    "/lib/*-linux-gnu",
-    "/usr/lib64",
-    "/usr/lib",
-    "/usr/local/lib",
-)
-
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
-    # fd, service action, buffer, length, noisy, verbose
-    "sg_ll_persistent_reserve_in": (
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.c_bool,
-        ctypes.c_int,
-    ),
-    # fd, service action, scope, type, parameters, length, noisy, verbose
-    "sg_ll_persistent_reserve_out": (
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_uint,
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.c_bool,
-        ctypes.c_int,
-    ),
-}
+_UNTOUCHED = b"\xff"
+_HEADER_BYTES = 8
+"""Every answer to PERSISTENT RESERVE IN begins with so many bytes, and never with all bits set."""
 
 # What libsgutils2 returns (SG_LIB_CAT_*, sg_lib.h), in the words of SPC, and what each says of a command that
 # changes something. NOT READY counts as unknown: LIO answers it to a REGISTER that it carried out, if it
@@ -82,52 +52,10 @@ _MEANINGS: dict[int, tuple[str, type[PortError]]] = {
     27: ("task set full", NotDelivered),
     28: ("ACA active", NotDelivered),
     29: ("task aborted", OutcomeUnknown),
-    33: ("timeout", OutcomeUnknown),
+    TIMEOUT: ("timeout", OutcomeUnknown),
+    TRANSPORT_ERROR: ("transport error", OutcomeUnknown),
 }
-_OS_ERRORS = 50
 _NEVER_SENT = frozenset((errno.ENODEV, errno.ENXIO, errno.EBADF, errno.ENOTTY, errno.EPERM, errno.EACCES))
-
-
-A = TypeVar("A")
-T = TypeVar("T")
-
-
-class SgLibrary(Protocol):
-    """The two functions of libsgutils2 that are used here; both return 0 or a category."""
-
-    def sg_ll_persistent_reserve_in(
-        self, fd: int, action: int, buffer: Any, length: int, noisy: bool, verbose: int
-    ) -> int: ...
-
-    def sg_ll_persistent_reserve_out(
-        self, fd: int, action: int, scope: int, type: int, buffer: Any, length: int, noisy: bool, verbose: int
-    ) -> int: ...
-
-
-def find_library(directories: tuple[str, ...] = _LIBRARY_DIRECTORIES) -> str:
-    """Path of the newest libsgutils2. Its name has the version inside, so ctypes.util cannot find it.
-
-    FileNotFoundError names the package.
-    """
-    found: list[tuple[tuple[int, int], str]] = []
-    for directory in directories:
-        for path in glob.glob(f"{directory}/libsgutils2*.so.*"):
-            match = _LIBRARY_PATTERN.fullmatch(os.path.basename(path))
-            if match:
-                found.append(((int(match[1] or 0), int(match[2] or 0)), path))
-    if not found:
-        raise FileNotFoundError("libsgutils2 is not installed; install the package sg3-utils")
-    return max(found)[1]
-
-
-def load_library() -> SgLibrary:
-    """libsgutils2 with its signatures set. FileNotFoundError, or AttributeError if it lacks a function."""
-    library = ctypes.CDLL(find_library())
-    for name, arguments in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes = arguments
-        function.restype = ctypes.c_int
-    return cast(SgLibrary, library)
 
 
 class SgPort(DeviceErrors):
@@ -135,10 +63,10 @@ class SgPort(DeviceErrors):
     (SG_IO).
     """
 
-    def __init__(self, device: str, library: SgLibrary | None = None) -> None:
+    def __init__(self, device: str, commands: Commands | None = None) -> None:
         """Open a whole disk. OSError if that fails; nothing is sent to the device yet."""
         super().__init__(device)
-        self._library = library or load_library()
+        self._commands = commands or SgCommands()
         # not blocking: an open must not wait for a medium or a path
         self._fd = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._lists_keys_only = False
@@ -206,23 +134,22 @@ class SgPort(DeviceErrors):
             length = min(max(needed + scsi.DESCRIPTOR_BYTES_MAX, 2 * length), scsi.LENGTH_MAX)
 
     def _in(self, action: int, length: int) -> bytes:
-        buffer = ctypes.create_string_buffer(length)
-        result = self._repeated(
-            lambda: self._library.sg_ll_persistent_reserve_in(self._fd, action, buffer, length, False, 0)
-        )
+        buffer = ctypes.create_string_buffer(_UNTOUCHED * length, length)
+        cdb = scsi.in_cdb(action, length)
+        result = self._repeated(lambda: self._commands.receive(self._fd, cdb, buffer, length))
         if result:
             # nothing can have changed, whatever went wrong
             sense, kind = _meaning(result)
             raise self.error("read", sense, Refused if kind is Refused else NotDelivered, None)
+        if buffer.raw[:_HEADER_BYTES] == _UNTOUCHED * _HEADER_BYTES:
+            # with zeros in the buffer it would look like a device that nobody is registered with
+            raise self.garbled("success, and no data")
         return buffer.raw
 
     def _out(self, operation: str, action: int, type: PrType, parameters: bytes, own_key: int) -> None:
         buffer = ctypes.create_string_buffer(parameters, len(parameters))
-        result = self._repeated(
-            lambda: self._library.sg_ll_persistent_reserve_out(
-                self._fd, action, scsi.SCOPE_LU, type, buffer, len(parameters), False, 0
-            )
-        )
+        cdb = scsi.out_cdb(action, type, len(parameters))
+        result = self._repeated(lambda: self._commands.send(self._fd, cdb, buffer, len(parameters)))
         if result:
             sense, kind = _meaning(result)
             raise self.error(operation, sense, kind, own_key)
@@ -230,7 +157,7 @@ class SgPort(DeviceErrors):
     def _repeated(self, call: Callable[[], int]) -> int:
         """A UNIT ATTENTION says that the command did not run, and is told once for each thing to be told."""
         if self._fd < 0:
-            return _OS_ERRORS + errno.EBADF
+            return OS_ERRORS + errno.EBADF
         result = call()
         for _ in range(ATTENTIONS_MAX):
             if result != UNIT_ATTENTION:
@@ -246,7 +173,7 @@ class SgPort(DeviceErrors):
 def _meaning(category: int) -> tuple[str, type[PortError]]:
     if category in _MEANINGS:
         return _MEANINGS[category]
-    if _OS_ERRORS < category <= _OS_ERRORS + 46:
-        number = category - _OS_ERRORS
+    if OS_ERRORS < category <= OS_ERRORS + 46:
+        number = category - OS_ERRORS
         return os.strerror(number).lower(), NotDelivered if number in _NEVER_SENT else OutcomeUnknown
     return f"unnamed failure (libsgutils2 category {category})", OutcomeUnknown

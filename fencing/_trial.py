@@ -43,6 +43,10 @@ VOLUME = "7a1a1a1a-0000-4000-8000-000000000002"
 """Always the same, so that a copy of an earlier trial's label is an older one, and not another volume's."""
 
 
+def _nothing_written() -> None:
+    """Contenders of a trial write nothing but labels: no owner's writes to wait for."""
+
+
 class Gate:
     """Where every command to a LUN passes: counts them, and stops them or the process at one of them."""
 
@@ -109,7 +113,7 @@ class Trial:
         try:
             self._handle = acquire(
                 self._luns, self._identity, floor=self._floor(), intent=self._intend, clock=time.monotonic,
-                spread=self._spread,
+                settle=_nothing_written, spread=self._spread,
             )  # fmt: skip
         finally:
             self.gate.set(None)

@@ -27,8 +27,9 @@ registration beside the owner's (`Good.strangers`) until it reads and takes it b
 PREEMPT needs a registration that the owner has just dropped. The node of such a contender has nothing of the disk in
 use (`DeviceBusy` otherwise), so it writes nothing.
 
-The labels follow after the fence on all devices, and only then. Devices refuse the label writes of everybody but the
-owner; an owner that finds its own epoch or a later one there was too slow, and lost.
+The labels follow after the fence on all devices, and only when nothing of the owner before can be in flight any more
+(`ending.py`). Devices refuse the label writes of everybody but the owner; an owner that finds its own epoch or a later
+one there was too slow, and lost.
 
 Nothing here remembers an earlier attempt but the epoch: an attempt that ended anywhere is taken up by simply
 acquiring again, on any node. When a call returns or raises, no command of it is under way any more.
@@ -42,6 +43,7 @@ from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
+from fencing.ending import Ending
 from fencing.errors import (
     DeviceBusy,
     ForeignOwner,
@@ -75,6 +77,7 @@ from fencing.spread import Spread, in_turn
 from fencing.timing import Clock, Stopwatch
 
 Intent = Callable[[int], None]
+Settle = Callable[[], None]
 
 
 def acquire(
@@ -84,19 +87,22 @@ def acquire(
     floor: int,
     intent: Intent,
     clock: Clock,
+    settle: Settle | None = None,
     force: bool = False,
     spread: Spread = in_turn,
 ) -> Handle:
     """Take a volume that has a label, over all its devices or not at all.
 
     `floor` is the highest epoch in this node's durable record. `intent(epoch)` makes the new one durable
-    there, and is called before any device is changed. `spread` does what may be done at once. Raises LabelError,
+    there, and is called before any device is changed. `settle()` returns when a device must have finished or failed
+    whatever it had begun before; it is called only when nothing else tells (`ending.py`), without it OutcomeUnknown is
+    raised then. `spread` does what may be done at once. Raises LabelError,
     DeviceBusy, ForeignOwner (unless `force`) before anything is changed; LostRace, PortError, InvariantBroken also
     later. After any of them it can be called again.
     """
     ordered, stopwatch = in_order(luns), Stopwatch(clock)
     label = survey_labels(ordered, identity, spread, stopwatch)
-    handle = _fence(ordered, identity, max(floor, label.epoch), intent, stopwatch, force, spread)
+    handle = _fence(ordered, identity, max(floor, label.epoch), intent, stopwatch, force, spread, settle, label.epoch)
     stamp(
         handle,
         replace(label, epoch=handle.epoch, owner=identity.node_name, seq=label.seq + 1),
@@ -168,6 +174,8 @@ def _fence(
     stopwatch: Stopwatch,
     force: bool,
     spread: Spread,
+    settle: Settle | None = None,
+    served: int | None = None,
 ) -> Handle:
     seen = _survey(luns, identity, stopwatch, force, spread)
     try:
@@ -177,13 +185,21 @@ def _fence(
     intent(epoch)
     handle = Handle(key=identity.key(epoch), luns=luns, label=None, spread=spread)
     handle.timings = stopwatch.timings
-    first, *others = [Contest(lun, handle, stopwatch, force) for lun in luns]
+    first, *others = [Contest(lun, handle, stopwatch, force, served=served) for lun in luns]
     first.run()
     spread([contest.run for contest in others])
     for contest in (first, *others):
         handle.taken_from = tuple(sorted(contest.taken_from.union(handle.taken_from)))
         handle.doubts += tuple(contest.doubts)
+    unsettled = [contest.wwid for contest in (first, *others) if not contest.ending.known]
+    if unsettled:
+        stopwatch.time(unsettled[0], "settle", settle or partial(_unsettled, unsettled[0]))
     return handle
+
+
+def _unsettled(wwid: str) -> None:
+    what = "nothing tells whether the writes of the owner before are over"
+    raise OutcomeUnknown(what, device=wwid, operation="preempt")
 
 
 def _survey(
@@ -219,8 +235,19 @@ def survey_state(lun: Lun, identity: Identity, *, force: bool = False) -> Reserv
 class Contest:
     """One device: observe, decide (ownership.plan), act, until there is a verdict."""
 
-    def __init__(self, lun: Lun, handle: Handle, stopwatch: Stopwatch, force: bool, limit: int | None = None) -> None:
-        """`limit`: the highest epoch that a holder may have who is to be replaced; None = any lower than mine."""
+    def __init__(
+        self,
+        lun: Lun,
+        handle: Handle,
+        stopwatch: Stopwatch,
+        force: bool,
+        limit: int | None = None,
+        served: int | None = None,
+    ) -> None:
+        """`limit`: the highest epoch that a holder may have who is to be replaced; None = any lower than mine.
+        `served`: as for `Ending`.
+        """
+        self.wwid = lun.wwid
         self._limit = limit
         self._lun = lun
         self._handle = handle
@@ -228,6 +255,7 @@ class Contest:
         self._force = force
         self._entered = False
         self._tried: Counter[Action] = Counter()
+        self.ending = Ending(handle.key, served)
         self.taken_from: set[int] = set()
         self.doubts: list[str] = []
         self._failure: PortError | None = None
@@ -261,6 +289,7 @@ class Contest:
             else:
                 break
         mine = self._handle.key.value
+        self.ending.saw(state)
         self._entered = self._entered or mine in state.keys
         self.taken_from |= set(state.keys) - {mine}
         return state
@@ -281,6 +310,8 @@ class Contest:
             self.doubts.append(str(error))
             if isinstance(step, Register):
                 self._unsure_of_entry = error
+            if isinstance(step, Preempt):
+                self.ending.preempted(answered=False)
         # also after an unknown outcome: a key that may have been registered must not be brought back
         self._entered = self._entered or isinstance(step, Register)
 

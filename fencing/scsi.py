@@ -29,6 +29,9 @@ LENGTH_MAX = 0xFFFF
 DESCRIPTOR_BYTES_MAX = 24 + 4 + 244
 """READ FULL STATUS: a descriptor with the longest iSCSI TransportID (a name of 223 bytes, ISID, padding)."""
 
+_IN, _OUT = 0x5E, 0x5F
+_IN_CDB = struct.Struct(">BB5xHx")
+_OUT_CDB = struct.Struct(">BBB2xIx")
 _LIST_HEADER = struct.Struct(">II")
 _OUT_PARAMETERS = struct.Struct(">QQ4xB3x")
 _APTPL = 0x01
@@ -45,6 +48,16 @@ _TYPE_BITS = {
     1 << 9: PrType.WRITE_EXCLUSIVE,
     1 << 0: PrType.EXCLUSIVE_ACCESS_ALL_REGISTRANTS,
 }
+
+
+def in_cdb(action: int, length: int) -> bytes:
+    """PERSISTENT RESERVE IN (SPC-4 6.15): room for `length` bytes."""
+    return _IN_CDB.pack(_IN, action, length)
+
+
+def out_cdb(action: int, type: PrType, length: int) -> bytes:
+    """PERSISTENT RESERVE OUT (SPC-4 6.16), of the whole unit, with a parameter list of `length` bytes."""
+    return _OUT_CDB.pack(_OUT, action, SCOPE_LU << 4 | type, length)
 
 
 def out_parameters(key: int, service_action_key: int, *, aptpl: bool = False) -> bytes:

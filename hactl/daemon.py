@@ -606,7 +606,7 @@ def main() -> None:
     parser.add_argument("--boot", type=Path, default=Path("/run/hactl"))
     options = parser.parse_args()
     paths = Paths(config=options.config, stable=options.stable, boot=options.boot)
-    clock = Clock(monotonic_s=time.monotonic, unix_ms=lambda: time.time() * 1000)
+    clock = Clock(monotonic_s=time.monotonic, unix_ms=lambda: time.time() * 1000, pause_s=time.sleep)
     try:
         config = load(paths.config, hostname=os.uname().nodename)
     except HaError as wrong:

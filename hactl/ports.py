@@ -25,6 +25,10 @@ from hactl.interpret import Grace, HandleLost, Span
 from hactl.messages import Order
 from hactl.record import Held, Records
 
+SETTLE_S = 15.0
+"""So long a device gets to finish what it had begun for an owner whose end nothing tells (`fencing/ending.py`). An
+assumption about storage, the only one of its kind: writes that a device has begun take milliseconds."""
+
 
 class FencedDisk:
     """The LUNs of one volume, and this node's handle on them while it has one."""
@@ -38,6 +42,7 @@ class FencedDisk:
         records: Records,
         word: Callable[[], tuple[Order, int]],
         monotonic_s: Callable[[], float],
+        pause_s: Callable[[float], None],
     ) -> None:
         self.luns = luns
         self.handle: Handle | None = None
@@ -46,6 +51,7 @@ class FencedDisk:
         self._records = records
         self._word = word
         self._now = monotonic_s
+        self._pause_s = pause_s
         self._label: Label | None = None
         self._spread = Threads()
 
@@ -58,6 +64,7 @@ class FencedDisk:
             floor=self._records.floor(self._volume),
             intent=lambda epoch: self._records.intend(self._volume, epoch),
             clock=self._now,
+            settle=lambda: self._pause_s(SETTLE_S),
             spread=self._spread,
         )
         if handle.label is not None and handle.label.wanted != "started":

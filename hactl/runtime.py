@@ -19,6 +19,8 @@ class Clock:
 
     monotonic_s: Callable[[], float]
     unix_ms: Callable[[], float]
+    pause_s: Callable[[float], None]
+    """Blocks a worker thread for so many seconds."""
 
     def now_ms(self) -> int:
         return int(self.monotonic_s() * 1000)

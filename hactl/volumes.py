@@ -172,6 +172,7 @@ class VolumeSet:
             records=self.records,
             word=word,
             monotonic_s=self.clock.monotonic_s,
+            pause_s=self.clock.pause_s,
         )
         export = ExportedVolume(VolumeService(self._spec(luns)), self.clock.monotonic_s)
         runtime = VolumeRuntime(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fencing import Handle, Identity, Label, Lun, acquire
+from fencing.acquisition import Settle
 from fencing.fake import FakeLogicalUnit, fake_lun, seed_label
 from fencing.faulty import Chooser, Fault, faulty_lun
 
@@ -29,6 +30,10 @@ def label_for(*wwids: str, epoch: int = 0, seq: int = 1, cluster: str = CLUSTER)
         grace_s=10,
         seq=seq,
     )
+
+
+def at_once() -> None:
+    """For `settle`: these units have nothing under way when a command has returned."""
 
 
 def counting_clock() -> Callable[[], float]:
@@ -59,13 +64,19 @@ class Node:
         self.intents.append(epoch)
         self.floor = max(self.floor, epoch)
 
-    def acquire(self, choose: Chooser = lambda operation, changes: Fault.NONE, force: bool = False) -> Handle:
+    def acquire(
+        self,
+        choose: Chooser = lambda operation, changes: Fault.NONE,
+        force: bool = False,
+        settle: Settle | None = at_once,
+    ) -> Handle:
         return acquire(
             self.luns(choose),
             self.identity,
             floor=self.floor,
             intent=self.record,
             clock=counting_clock(),
+            settle=settle,
             force=force,
         )
 

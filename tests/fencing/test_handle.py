@@ -5,6 +5,7 @@ import pytest
 from fencing import Good, Lost, LostRace, NotDelivered, Released, acquire, adopt, release, update_label, verify
 from fencing.fake import FakeLabels, WriteState, own
 from fencing.faulty import Crash, Fault
+from tests.fencing.conftest import at_once
 
 
 def read_label(cluster, unit: int = 0):
@@ -170,4 +171,4 @@ def test_a_set_has_each_device_once_and_one_at_least(cluster) -> None:
     node = cluster.nodes[0]
     for luns in ([], node.luns() * 2):
         with pytest.raises(ValueError, match="one LUN"):
-            acquire(luns, node.identity, floor=0, intent=node.record, clock=lambda: 0.0)
+            acquire(luns, node.identity, floor=0, intent=node.record, clock=lambda: 0.0, settle=at_once)

@@ -7,6 +7,7 @@ import pytest
 from fencing import Handle, Identity, Label, Lost, Lun, SharedNexus, acquire, verify
 from fencing.fake import seed_label
 from fencing.fakenvme import FakeNamespace, FakeNvmePort, namespace_lun
+from tests.fencing.conftest import at_once
 
 CLUSTER = "5d0c9a52-0000-4000-8000-000000000001"
 TWIN = bytes(range(16))
@@ -26,7 +27,7 @@ def identity(node: int) -> Identity:
 
 def take(lun: Lun, node: int, floor: int = 0, intents: list[int] | None = None) -> Handle:
     intent = (intents if intents is not None else []).append
-    return acquire([lun], identity(node), floor=floor, intent=intent, clock=lambda: 0.0)
+    return acquire([lun], identity(node), floor=floor, intent=intent, clock=lambda: 0.0, settle=at_once)
 
 
 def test_nodes_with_hosts_of_their_own_take_over_from_each_other(unit: FakeNamespace) -> None:

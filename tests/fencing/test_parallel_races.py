@@ -16,6 +16,7 @@ from fencing.fake import FakeLogicalUnit, fake_lun
 from fencing.faulty import Fault, faulty_lun
 from fencing.model import Key
 from fencing.spread import Work, worst
+from tests.fencing.conftest import at_once
 
 T = TypeVar("T")
 FAULTS = [Fault.LOST, Fault.UNANSWERED, Fault.TWICE]
@@ -38,6 +39,7 @@ class Racer:
         try:
             self.handle = acquire(
                 luns, self.node.identity, floor=self.node.floor, intent=self._intend, clock=lambda: 0.0,
+                settle=at_once,
                 spread=self._spread,
             )  # fmt: skip
         except Exception as error:
@@ -170,7 +172,17 @@ def test_whatever_ends_in_a_parallel_race_the_next_acquisition_owns_all(new_clus
 def test_without_a_first_lun_that_decides_a_set_would_be_split(new_cluster: Any, monkeypatch: Any) -> None:
     """The races above can tell: here every LUN is contended for at once, and nodes with equal epochs share them."""
 
-    def all_at_once(luns: Any, identity: Any, floor: int, intent: Any, watch: Any, force: bool, spread: Any) -> Handle:
+    def all_at_once(
+        luns: Any,
+        identity: Any,
+        floor: int,
+        intent: Any,
+        watch: Any,
+        force: bool,
+        spread: Any,
+        settle: Any,
+        served: int,
+    ) -> Handle:
         seen = acquisition._survey(luns, identity, watch, force, spread)
         epoch = acquisition.next_epoch(seen, cluster_tag=identity.tag, floor=floor)
         intent(epoch)

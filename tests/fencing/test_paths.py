@@ -17,7 +17,7 @@ from fencing.model import OUR_TYPE, Identity, ReservationState
 from fencing.ownership import Lost
 from fencing.paths import MultipathPort, join
 from fencing.port import Lun, ReservationPort
-from tests.fencing.conftest import CLUSTER, label_for
+from tests.fencing.conftest import CLUSTER, at_once, label_for
 
 K1, K2, FOREIGN = 0x3A79000100000001, 0x3A79000200000002, 0x1
 
@@ -116,7 +116,7 @@ def volume() -> FakeLogicalUnit:
 
 
 def take(lun: Lun, number: int, floor: int = 0) -> Handle:
-    return acquire([lun], identity(number), floor=floor, intent=lambda epoch: None, clock=lambda: 0.0)
+    return acquire([lun], identity(number), floor=floor, intent=lambda epoch: None, clock=lambda: 0.0, settle=at_once)
 
 
 def writers(unit: FakeLogicalUnit) -> set[bytes]:

@@ -26,6 +26,7 @@ from fencing import (
 )
 from fencing.fake import FakeLogicalUnit, fake_lun, own
 from fencing.faulty import Crash, Fault, FaultyLabels, FaultyPort, run_with
+from tests.fencing.conftest import at_once
 
 T = TypeVar("T")
 Units = Sequence[FakeLogicalUnit]
@@ -108,6 +109,7 @@ class Contender:
                 floor=self.node.floor,
                 intent=lambda epoch: setattr(after, "epoch", epoch),
                 clock=lambda: 0.0,
+                settle=at_once,
             )
         except Stop:
             pass

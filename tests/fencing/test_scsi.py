@@ -160,3 +160,8 @@ def test_no_damage_to_a_good_answer_crashes_a_parser() -> None:
                 parse(bytes(damaged))
             except ValueError:
                 pass
+
+
+def test_commands_are_as_spc_draws_them() -> None:
+    assert scsi.in_cdb(scsi.IN_READ_FULL_STATUS, 0x1234).hex() == "5e030000000000123400"
+    assert scsi.out_cdb(scsi.OUT_PREEMPT_AND_ABORT, OUR_TYPE, 24).hex() == "5f050500000000001800"

@@ -2,11 +2,13 @@ import ctypes
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fencing import Garbled, NotDelivered, OutcomeUnknown, PortError, Refused, scsi
-from fencing._sgutils import ATTENTIONS_MAX, SgPort, find_library
+from fencing._sgpt import TRANSPORT_ERROR
+from fencing._sgutils import ATTENTIONS_MAX, SgPort
 from fencing.model import OUR_TYPE
 
 CONFLICT, ATTENTION = 24, 6
@@ -29,16 +31,18 @@ class Library:
         self.asked: list[tuple[int, ...]] = []
         self.parameters = b""
 
-    def sg_ll_persistent_reserve_in(self, fd, action, buffer, length, noisy, verbose) -> int:
-        self.asked.append((action, length))
+    def receive(self, fd: int, cdb: bytes, buffer: Any, length: int) -> int:
+        assert cdb[0] == 0x5E and len(cdb) == 10
+        self.asked.append((cdb[1], int.from_bytes(cdb[7:9], "big")))
         answer = self.answers.pop(0)
         if isinstance(answer, int):
             return answer
         ctypes.memmove(buffer, answer, min(len(answer), length))
         return 0
 
-    def sg_ll_persistent_reserve_out(self, fd, action, scope, type, buffer, length, noisy, verbose) -> int:
-        self.asked.append((action, scope, type))
+    def send(self, fd: int, cdb: bytes, buffer: Any, length: int) -> int:
+        assert cdb[0] == 0x5F and len(cdb) == 10 and int.from_bytes(cdb[5:9], "big") == length
+        self.asked.append((cdb[1], cdb[2] >> 4, cdb[2] & 0xF))
         self.parameters = buffer.raw[:length]
         answer = self.answers.pop(0)
         assert isinstance(answer, int)
@@ -61,7 +65,7 @@ def port(tmp_path: Path) -> Iterator[Callable[..., SgPort]]:
 
 
 def library_of(port: SgPort) -> Library:
-    library = port._library
+    library = port._commands
     assert isinstance(library, Library)
     return library
 
@@ -109,6 +113,7 @@ def test_each_call_has_its_service_action(port) -> None:
         (2, OutcomeUnknown),
         (11, OutcomeUnknown),
         (33, OutcomeUnknown),
+        (TRANSPORT_ERROR, OutcomeUnknown),
         (99, OutcomeUnknown),
         (-1, OutcomeUnknown),
         (50 + 19, NotDelivered),  # ENODEV
@@ -122,7 +127,7 @@ def test_what_a_failure_says_of_a_change(port, category: int, kind: type[PortErr
     assert caught.value.own_key == 0x11 and caught.value.operation == "preempt"
 
 
-@pytest.mark.parametrize("category", [2, 11, 33, 99, -1, 50 + 5])
+@pytest.mark.parametrize("category", [2, 11, 33, 99, -1, 50 + 5, TRANSPORT_ERROR])
 def test_a_read_that_failed_changed_nothing(port, category: int) -> None:
     with pytest.raises(NotDelivered):
         port(category).read()
@@ -164,6 +169,14 @@ def test_garbage_is_an_error_of_the_port(port, answer: bytes) -> None:
         port(*[answer] * 10).read()
 
 
+@pytest.mark.parametrize("read", [SgPort.read, SgPort.capabilities])
+def test_success_without_data_is_not_a_device_that_nobody_is_registered_with(
+    port, read: Callable[[SgPort], object]
+) -> None:
+    with pytest.raises(Garbled, match="no data"):
+        read(port(*[b""] * 4))
+
+
 def test_a_device_without_full_status_is_asked_for_keys_and_reservation(port) -> None:
     keys, reservation = struct.pack(">QQ", 1, 2), struct.pack(">Q4xxB2x", 2, 5)
     made = port(9, listed(keys), listed(reservation), listed(keys), listed(reservation))
@@ -193,14 +206,3 @@ def test_a_closed_port_sends_nothing(port) -> None:
         made.read()
     with pytest.raises(NotDelivered):
         made.register(0, 1)
-
-
-def test_the_newest_library_is_found_whatever_its_version(tmp_path: Path) -> None:
-    for name in ("libsgutils2-1.46.so.2", "libsgutils2-1.48.so.2", "libsgutils2-1.46.so.2.0.0", "libc.so.6"):
-        (tmp_path / name).touch()
-    assert find_library((str(tmp_path),)).endswith("libsgutils2-1.48.so.2")
-
-
-def test_a_missing_library_names_the_package(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="sg3-utils"):
-        find_library((str(tmp_path),))

@@ -8,6 +8,7 @@ from fencing import Good, LostRace, NotDelivered, verify
 from fencing._threads import Threads
 from fencing.acquisition import acquire
 from fencing.faulty import Fault
+from tests.fencing.conftest import at_once
 
 
 def test_works_run_at_the_same_time() -> None:
@@ -58,7 +59,15 @@ def test_a_hundred_luns_are_taken_at_once_and_told_good(new_cluster) -> None:
     first, second = cluster.nodes[:2]
     first.acquire()
     threads = Threads()
-    handle = acquire(second.luns(), second.identity, floor=0, intent=second.record, clock=lambda: 0.0, spread=threads)
+    handle = acquire(
+        second.luns(),
+        second.identity,
+        floor=0,
+        intent=second.record,
+        clock=lambda: 0.0,
+        settle=at_once,
+        spread=threads,
+    )
     assert isinstance(verify(handle), Good)
     assert all(unit.state().exclusive_to(handle.key.value) for unit in cluster.units)
     assert handle.taken_from == (first.identity.key(1).value,)
@@ -78,9 +87,23 @@ def test_a_lun_that_fails_among_a_hundred_is_the_error_and_the_next_attempt_has_
 
     threads = Threads()
     with pytest.raises(NotDelivered):
-        acquire(node.luns(choose), node.identity, floor=0, intent=node.record, clock=lambda: 0.0, spread=threads)
+        acquire(
+            node.luns(choose),
+            node.identity,
+            floor=0,
+            intent=node.record,
+            clock=lambda: 0.0,
+            settle=at_once,
+            spread=threads,
+        )
     handle = acquire(
-        node.luns(), node.identity, floor=node.floor, intent=node.record, clock=lambda: 0.0, spread=threads
+        node.luns(),
+        node.identity,
+        floor=node.floor,
+        intent=node.record,
+        clock=lambda: 0.0,
+        settle=at_once,
+        spread=threads,
     )
     assert isinstance(verify(handle), Good)
     threads.close()

@@ -106,7 +106,7 @@ class Rig:
         self.ports = Ports()
         self.log: list[str] = []
         self.stories: list[Takeover] = []
-        clock = Clock(monotonic_s=time.monotonic, unix_ms=lambda: time.time() * 1000)
+        clock = Clock(monotonic_s=time.monotonic, unix_ms=lambda: time.time() * 1000, pause_s=time.sleep)
         self.runtime = VolumeRuntime(
             node="n2",
             machine=controller.standby("v1"),

@@ -74,7 +74,7 @@ def node(disks: Disks, tmp_path: Path) -> VolumeSet:
         config=config,  # type: ignore[arg-type]
         records=Records(tmp_path / "stable", tmp_path / "boot"),
         gate=SimpleNamespace(),  # type: ignore[arg-type]
-        clock=Clock(monotonic_s=lambda: 0.0, unix_ms=lambda: 0.0),
+        clock=Clock(monotonic_s=lambda: 0.0, unix_ms=lambda: 0.0, pause_s=lambda seconds: None),
         log=lambda line: None,
         changed=lambda: None,
         finished=lambda takeover: None,

@@ -4,6 +4,7 @@ line.
 fencing_guest.py format DEVICE NODE FSTYPE [force]
 fencing_guest.py acquire DEVICE NODE [TIMES]
 fencing_guest.py write DEVICE NODE       acquire, say so, write until a write fails, say how it ended
+fencing_guest.py half DEVICE NODE        as much of an acquisition as a node does that dies in the midst
 fencing_guest.py verify DEVICE NODE KEY
 fencing_guest.py fill DEVICE BYTE        overwrite the spare area
 fencing_guest.py spare DEVICE            which bytes the spare area holds
@@ -41,6 +42,7 @@ from fencing._disk import open_lun
 from fencing._events import FenceEvents
 from fencing._format import NewVolume, format_volume, relabel_volume
 from fencing._nvmehost import read_notifications
+from fencing.model import OUR_TYPE
 
 CLUSTER = "5d0c9a52-0000-4000-8000-000000000001"
 SPARE_OFFSET = 3 << 20
@@ -67,10 +69,15 @@ def floor() -> int:
         return 0
 
 
+def settle() -> None:
+    """Seconds instead of hactld's minute: a target without a delay of its own has its writes done by then."""
+    time.sleep(3)
+
+
 def take(device: str, node: str) -> tuple[Handle, float]:
     lun = open_lun(device)
     start = time.monotonic()
-    handle = acquire([lun], identity(node), floor=floor(), intent=floor_file, clock=time.monotonic)
+    handle = acquire([lun], identity(node), floor=floor(), intent=floor_file, clock=time.monotonic, settle=settle)
     return handle, time.monotonic() - start
 
 
@@ -87,6 +94,16 @@ def told(handle: Handle, took_s: float) -> dict[str, object]:
 
 def do_acquire(device: str, node: str, times: str = "1") -> object:
     return [told(*take(device, node)) for _ in range(int(times))]
+
+
+def do_half(device: str, node: str) -> object:
+    """A taker that dies under its preempt: the owner's key is gone, and nobody knows of what it had in flight."""
+    port = open_lun(device).port
+    [holder] = port.read().holders
+    key = identity(node).key(Key.parse(holder).epoch + 1).value
+    port.register(0, key, ignore_existing=True)
+    port.preempt(key, holder, OUR_TYPE, abort=False)
+    return show_key(key)
 
 
 def new_volume(fstype: str) -> NewVolume:

@@ -260,7 +260,11 @@ def test_a_rebooted_node_replaces_what_the_disk_kept_of_it(volume: Bench) -> Non
     assert volume.ask("n2", "state")["keys"] == [after["key"]]
 
 
-def test_a_frozen_owner_with_writes_in_flight_writes_nothing_after_the_takeover(volume: Bench) -> None:
+@pytest.mark.parametrize("half_before", [False, True])
+def test_a_frozen_owner_with_writes_in_flight_writes_nothing_after_the_takeover(
+    volume: Bench, half_before: bool
+) -> None:
+    """`half_before`: another taker removed the owner's key and died; the one after it cannot preempt anybody for it."""
     for _ in range(ROUNDS):
         owner = volume.host("n1").command.start(["python3", "-u", GUEST, "write", volume.device, "1"])
         assert owner.stdout is not None
@@ -269,6 +273,8 @@ def test_a_frozen_owner_with_writes_in_flight_writes_nothing_after_the_takeover(
             pass  # every writer has written at least once
         volume.host("n1").power.pause()
         try:
+            if half_before:
+                volume.ask("n2", "half", "3")
             [taken] = volume.ask("n2", "acquire", "2")
             volume.ask("n2", "fill", "255")
         finally:
@@ -276,6 +282,7 @@ def test_a_frozen_owner_with_writes_in_flight_writes_nothing_after_the_takeover(
         ended = json.loads(owner.stdout.readlines()[-1])["ok"]
         assert owner.wait(timeout=60) == 0
         assert taken["epoch"] > held["epoch"]
+        assert ("settle" in dict(taken["steps"])) is half_before
         assert set(ended["ended"]) == {"EBADE"}, ended
         assert ended["verdict"].startswith("lost")
         assert volume.ask("n2", "spare") == [255]

@@ -21,7 +21,7 @@ from nodewatch.stable import Stable, next_generation
 from nodewatch.view import View
 
 from .files import SimPath
-from .loop import VirtualLoop
+from .loop import VirtualLoop, block
 from .world import Action, World
 
 if TYPE_CHECKING:
@@ -491,10 +491,14 @@ class DaemonProcess(Process):
         self.daemon = Daemon(
             host.cluster.config_of(host),
             Paths(config=None, stable=SimPath(host.files, "/var/lib/hactl"), boot=SimPath(host.files, "/run/hactl")),  # type: ignore[arg-type]
-            Clock(monotonic_s=lambda: host.clock() / 1000, unix_ms=host.wall_ms),
+            Clock(monotonic_s=lambda: host.clock() / 1000, unix_ms=host.wall_ms, pause_s=self._pause_s),
             self._log,
         )
         self._tasks = [loop.create_task(self._main(self.daemon))]
+
+    def _pause_s(self, seconds: float) -> None:
+        """Of a worker; its host's clock may run fast or slow, which does not matter here."""
+        block(self, lambda answer: self.host.world.after(seconds * 1000, lambda: answer(None)))
 
     async def _main(self, daemon: Daemon) -> None:
         try:
