@@ -128,6 +128,7 @@ class Preflight(Asking):
         yield from self._tidy()
 
     def _stage(self, promise: Promise, part: Part) -> Part:
+        yield Say(text=f"{self.wwid}: trying {promise.value}")
         try:
             yield from part
         except Unprepared as why:
@@ -152,7 +153,7 @@ class Preflight(Asking):
             self.evidence.note(Promise.PERSISTENCE, persists, told)
             probe = yield from self._ask(nexus, "probe")
             ok = not probe.error and probe.result["ok"]
-            what = probe.error or probe.result["detail"]
+            what = probe.error or ("it refuses a wrong key, as it should" if ok else probe.result["detail"])
             self.evidence.note(promise, ok, f"{nexus}: a reservation command reaches the device: {what}")
 
     def _reads(self) -> Part:

@@ -181,6 +181,15 @@ def test_every_path_of_every_node_writes_and_reads_in_the_trials() -> None:
         assert tried == {(node, path) for node in NUMBERS for path in PATHS}, act
 
 
+def test_what_is_being_tried_is_said_as_it_goes() -> None:
+    said: list[str] = []
+    bench = Bench(on_say=said.append)
+    bench.run()
+    assert [line.split()[-1] for line in said] == [
+        "capabilities", "capabilities", "paths", "paths", "operations", "room", "conflict", "fence", "late-writes",
+    ]  # fmt: skip
+
+
 def test_each_node_is_fenced_once_while_it_writes() -> None:
     bench = Bench(options=Options(rounds=2, read_mib=1))
     bench.run()
