@@ -20,6 +20,8 @@ from nodewatch.engine import COROSYNC, EngineUnreachable
 from nodewatch.lease import TimingRow
 
 POLL_S = 0.2
+LEVELS = [level.value for level in Level]
+"""As they are configured: of members of an enum click takes the names, in capitals."""
 
 
 @click.command()
@@ -99,7 +101,7 @@ def timing_rows(cluster: ClusterConfig) -> list[TimingRow]:
 
 @click.command()
 @click.argument("node")
-@click.option("--level", type=click.Choice([*Level]), help="Fence by this level, and wait until it is confirmed.")
+@click.option("--level", type=click.Choice(LEVELS), help="Fence by this level, and wait until it is confirmed.")
 @click.option("--timeout", "timeout_s", default=180.0, show_default=True, help="Seconds to wait, with --level.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def fence(node: str, level: str | None, timeout_s: float, yes: bool) -> None:

@@ -33,4 +33,4 @@ for command in (*COMMANDS, preflight, corosync_conf):
     main.add_command(command)
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="hactl")

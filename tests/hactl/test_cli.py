@@ -183,6 +183,26 @@ def test_fencing_shows_its_plan_and_asks_first(daemon: dict[str, Any]) -> None:
     assert "volume v1 goes to n2" in result.output
 
 
+@pytest.mark.parametrize(
+    ("level", "fenced"),
+    [
+        ("reservation", "barred by a majority"),
+        ("power", "barred by a majority; power off"),
+        ("watchdog", "barred by a majority; watchdog's time passed"),
+    ],
+)
+def test_a_level_is_given_by_its_word_and_waited_for(daemon: dict[str, Any], level: str, fenced: str) -> None:
+    barred = {**STATE["nodes"][0], "state": "barred", "fenced": fenced}
+    daemon.update(status={"ok": True, "result": {**STATE, "nodes": [barred]}}, fence={"ok": True, "result": {}})
+    done = run("fence", "n1", "--level", level, "--yes")
+    assert done.exit_code == 0 and f"n1: {fenced}" in done.output, done.output
+    assert ("switched OFF" in done.output) == (level == "power")
+    barred["fenced"] = None
+    daemon["status"]["result"]["nodes"] = [{**barred, "state": "alive"}]
+    late = run("fence", "n1", "--level", level, "--yes", "--timeout", "0.1")
+    assert late.exit_code == 3 and "not known to be fenced" in late.output
+
+
 def test_a_volume_show_has_every_member(daemon: dict[str, Any]) -> None:
     daemon["status"] = {"ok": True, "result": STATE}
     output = run("volume", "show", "v1").output
