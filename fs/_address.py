@@ -16,6 +16,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from fs import frames
+from fs._defence import Defence
 from fs._namespace import LINK, Namespace
 from fs._netlink import (
     NLM_F_ACK,
@@ -25,6 +26,7 @@ from fs._netlink import (
     RTM_GETADDR,
     RTM_NEWADDR,
     RTM_NEWROUTE,
+    Route,
     encode,
     open_socket,
 )
@@ -41,7 +43,7 @@ _MAIN_TABLE, _STATIC, _UNICAST = 254, 4, 1
 
 
 class ServedAddress:
-    """Worker thread only, but for `announce_once`, which any thread may call after `open_sockets`."""
+    """Worker thread only, but for `announce_once` and `is_here`, for one other thread once the sockets are open."""
 
     def __init__(self, spec: VolumeSpec, namespace: Namespace) -> None:
         self.spec = spec
@@ -49,6 +51,8 @@ class ServedAddress:
         self._gate: Gate | None = None
         self._gate_socket: socket.socket | None = None
         self._packets: socket.socket | None = None
+        self._heard: socket.socket | None = None
+        self._asked: Route | None = None
         self._mac = b""
         self._gateway: str | None = None
 
@@ -61,11 +65,27 @@ class ServedAddress:
         self._gateway = self.namespace.host_gateway(self.spec.interface)
         self.gate()
 
+    def defend(self, defence: Defence) -> None:
+        """In advance, in the namespace: from now on whoever else speaks as its owner is heard. IPv4 only."""
+        address = self.spec.interface.ip
+        if not isinstance(address, ipaddress.IPv4Address):
+            return
+        if self._heard is None or self._asked is None:
+            self._asked = Route()
+            self._heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+            self._heard.setblocking(False)
+        self._heard.bind((LINK, _ETH_P_ARP))
+        defence.listen(self._heard, self._mac, address)
+
+    def is_here(self) -> bool:
+        """Does the kernel have the address now? On a socket of its own, so that another thread may ask."""
+        return self._asked is not None and self._left_s(self._asked) is not None
+
     def close(self) -> None:
-        for each in (self._gate_socket, self._packets):
+        for each in (self._gate_socket, self._packets, self._heard, self._asked):
             if each is not None:
                 each.close()
-        self._gate_socket = self._packets = self._gate = None
+        self._gate_socket = self._packets = self._gate = self._heard = self._asked = None
 
     # -- the gate ------------------------------------------------------------------------------------------
 
@@ -107,7 +127,10 @@ class ServedAddress:
     def left_s(self) -> int | None:
         """Seconds that it will live without a renewal, None if it is not there."""
         assert self.namespace.route is not None
-        for found in self.namespace.route.dump(ifaddrmsg(), RTM_GETADDR):
+        return self._left_s(self.namespace.route)
+
+    def _left_s(self, route: Route) -> int | None:
+        for found in route.dump(ifaddrmsg(), RTM_GETADDR):
             text = str(found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS"))
             if ipaddress.ip_address(text) == self.spec.interface.ip:
                 life = found.get_attr("IFA_CACHEINFO")

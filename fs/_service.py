@@ -14,6 +14,7 @@ from fs import _exportd, clients
 from fs._address import ServedAddress
 from fs._assemble import Assembly
 from fs._attendant import Attendant
+from fs._defence import Defence
 from fs._exportd import ExportResponder
 from fs._mount import MountPoint, is_free
 from fs._namespace import Namespace, is_namespace
@@ -45,6 +46,9 @@ class VolumeService:
         self._attendant = Attendant(spec.name)
         self._responder = ExportResponder(spec.name, self._attendant)
         self._address = ServedAddress(spec, self._namespace)
+        self._defence = Defence(
+            spec.name, self._attendant, mine=self._address.is_here, announce=self._address.announce_once
+        )
         self._tickler = Tickler(spec)
         self._peer_file = PeerFile(self._mount.private)
         self._peers: frozenset[Peer] = frozenset()
@@ -59,6 +63,7 @@ class VolumeService:
             did.changed(self._namespace.make_link(self.spec.interface))
             did.changed(self._server.prepare())
             self._address.open_sockets()
+            self._address.defend(self._defence)
             self._tickler.open_socket()
             did.changed(self._tracker.prepare())
         return did.result

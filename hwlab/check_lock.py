@@ -1,7 +1,8 @@
 """The lock: kept, lost or stolen, and what is missing before "kept" may be said. Pure."""
 
-from hwlab.check_records import first_ack_after_stall
+from hwlab.check_records import longest_gap
 from hwlab.history import History, Lock
+from hwlab.phases import phases_of
 from hwlab.reason import Reason, invalid, unknown
 
 
@@ -38,9 +39,16 @@ def lapsed(history: History, at_ms: float) -> bool:
     return not acks or at_ms - max(acks) >= lapse_ms
 
 
+def last_return(history: History) -> float | None:
+    """When the client was back after the longest stall, or after the last recovery if that was later."""
+    gap = longest_gap(history.writes or (), history.fault_ms)
+    returns = [phase.end_ms for phase in phases_of(history)[0] if phase.name == "client"]
+    return max([*returns, gap[1]]) if gap else None
+
+
 def lock_doubts(history: History, held_until: float) -> tuple[Reason, ...]:
     """What is missing before "kept" may be said."""
-    attempts, back = history.attempts, first_ack_after_stall(history.writes or (), history.fault_ms)
+    attempts, back = history.attempts, last_return(history)
     doubts = []
     if history.owner is None:
         doubts.append(unknown("the lock's owner did not report at the end"))

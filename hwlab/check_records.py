@@ -25,11 +25,6 @@ def longest_gap(writes: Sequence[Write], fault_ms: float) -> tuple[float, float]
     return max(gaps, key=lambda gap: gap[1] - gap[0], default=None)
 
 
-def first_ack_after_stall(writes: Sequence[Write], fault_ms: float) -> float | None:
-    gap = longest_gap(writes, fault_ms)
-    return gap[1] if gap else None
-
-
 def judge_records(history: History) -> Records:
     """Compare what was acknowledged with what another client read back."""
     writes = history.writes

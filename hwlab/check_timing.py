@@ -22,6 +22,7 @@ from hwlab.reason import Reason, invalid, unknown
 SILENT_FAULTS = ("kill", "pause", "cut", "cut-out", "cut-from-nodes", "hang-daemon")
 """After these nobody hears the primary any more."""
 DETECT, BAR, LEASE = "detect", "bar confirmed", "its lease must have ended"
+POWER = "its power is read back as off"
 GATES = {
     "cut-from-nodes": "gate of a cut-off node closes",
     "hang-daemon": "gate of a stopped node watch closes",
@@ -142,7 +143,9 @@ def seen_phases(history: History, kind: str) -> Iterator[tuple[str, tuple[float,
     if "detect" in ends:
         yield DETECT, (ends["detect"], ends["detect"])
     if "decide" in ends:
-        yield BAR, (ends["decide"], ends["decide"])
+        # Where nobody may take over before the lost node is known to be off, the decision waits for that besides.
+        row = POWER if recovery.fenced == "power" else BAR
+        yield row, (ends["decide"], ends["decide"])
     if "old-lease" in ends:
         yield LEASE, (ends["old-lease"], ends["old-lease"])
     elif "address" in starts:

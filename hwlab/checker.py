@@ -10,6 +10,7 @@ The rules, each about an outcome that somebody outside could see:
 - no read showed less than what was acknowledged before it began (the reader, where a drill has one);
 - a fenced primary that lives learned it by the notice that the drill names (check_notice.py);
 - the volume moved no more often than the drill allows;
+- the client stood still for no step of the drill longer than it allows;
 - the phases lie where `hactl timing` says, give or take the stated error;
 - all conditions of the drill were met in time, and the cluster ended as the drill wants it.
 
@@ -25,7 +26,8 @@ from hwlab.check_disk import by_device, judge_holders, judge_late_writes
 from hwlab.check_lock import judge_lock
 from hwlab.check_notice import Told, judge_notice
 from hwlab.check_reads import judge_reads
-from hwlab.check_records import first_ack_after_stall, judge_records, longest_gap
+from hwlab.check_records import judge_records, longest_gap
+from hwlab.check_stalls import Stall, judge_stalls, stalls_of
 from hwlab.check_timing import Compared, compare, judge_timing
 from hwlab.history import History, Lock, Phase, Reservation, Verdict, key_node
 from hwlab.phases import phases_of
@@ -44,6 +46,7 @@ class Judgement:
     stall_ms: float | None
     stall_start_ms: float | None
     first_ack_ms: float | None
+    stalls: tuple[Stall, ...]
     acknowledged: int
     unknown_outcome: int
     lost: int
@@ -76,7 +79,8 @@ def judge(history: History) -> Judgement:
     holders = judge_holders(history)
     late = judge_late_writes(history)
     stall = longest_gap(history.writes or (), history.fault_ms)
-    phases, phase_reasons = phases_of(history, first_ack_after_stall(history.writes or (), history.fault_ms))
+    stalls = stalls_of(history)
+    phases, phase_reasons = phases_of(history)
     answers = judge_answers(history)
     reads = judge_reads(history)
     moves = moves_of(history)
@@ -92,6 +96,7 @@ def judge(history: History) -> Judgement:
         *told.reasons,
         *judge_moves(history, moves),
         *judge_timing(history, timing),
+        *judge_stalls(history, stalls),
         *judge_witness(history),
         *judge_conditions(history),
         *judge_end(history),
@@ -103,6 +108,7 @@ def judge(history: History) -> Judgement:
         stall_ms=stall[1] - stall[0] if stall else None,
         stall_start_ms=stall[0] if stall else None,
         first_ack_ms=stall[1] if stall else None,
+        stalls=stalls,
         acknowledged=records.acknowledged,
         unknown_outcome=records.unknown_outcome,
         lost=records.lost,

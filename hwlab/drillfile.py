@@ -32,11 +32,15 @@ class DrillError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Do something to a host; `start` makes this moment the zero of the timeline."""
+    """Do something to a host; `start` makes this moment the zero of the timeline.
+
+    `stall_ms_max`: how long the client may stand still for it, by the arithmetic of what is configured.
+    """
 
     kind: str
     role: str
     start: bool = False
+    stall_ms_max: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,7 @@ class Command:
     role: str
     start: bool = False
     deadline_s: float = 60.0
+    stall_ms_max: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +73,11 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Late:
-    """Let a node keep writes on their way at every stage from now on."""
+    """Let a node keep writes on their way at every stage from now on; `depth`: of those, so many at its device."""
 
     late: str
+    depth: int = 0
+    """0: as many as latewriter.py says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,7 +281,12 @@ def _end(table: _Table) -> Ending:
 
 
 def _fault(table: _Table) -> Fault:
-    fault = Fault(kind=table.text("fault"), role=table.text("on", ROLES), start=table.take("start", bool, False))
+    fault = Fault(
+        kind=table.text("fault"),
+        role=table.text("on", ROLES),
+        start=table.take("start", bool, False),
+        stall_ms_max=table.take("stall_ms_max", float, None) if "stall_ms_max" in table else None,
+    )
     table.finish()
     return fault
 
@@ -289,6 +301,7 @@ def _step(table: _Table) -> Step:
             role=table.text("on", ROLES),
             start=table.take("start", bool, False),
             deadline_s=table.take("deadline_s", float, 60.0),
+            stall_ms_max=table.take("stall_ms_max", float, None) if "stall_ms_max" in table else None,
         )
     elif "expect" in table:
         step = Expect(
@@ -310,7 +323,7 @@ def _step(table: _Table) -> Step:
     elif "stamp" in table:
         step = Stamp(role=table.text("stamp", ROLES))
     elif "late" in table:
-        step = Late(late=table.text("late", ROLES))
+        step = Late(late=table.text("late", ROLES), depth=table.take("depth", int, 0))
     else:
         step = Watch(watch_s=table.seconds("watch_s"))
     table.finish()

@@ -233,6 +233,7 @@ def recoveries(
                 epoch=int(entry["epoch"]),
                 cause=str(entry.get("cause") or ""),
                 verdict=str(entry.get("verdict") or ""),
+                fenced=str(entry.get("fenced") or ""),
                 steps=tuple(
                     phase
                     for step in entry.get("steps", ())

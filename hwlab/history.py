@@ -182,6 +182,8 @@ class Mark:
     node: str = ""
     until_ms: float | None = None
     """When it was done, if doing it took time; `at_ms` is its beginning."""
+    stall_ms_max: float | None = None
+    """How long the client may stand still for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +206,8 @@ class Recovery:
     cause: str
     verdict: str
     steps: tuple["Phase", ...]
+    fenced: str = ""
+    """The level of fencing that let it go on; "" = none was needed, or not told."""
 
     @property
     def failed(self) -> bool:

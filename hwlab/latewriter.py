@@ -5,12 +5,12 @@ area that `stamper.py` uses, with stamps of the same form: node N has blocks 16 
 
 - block 16 N: written through the page cache and not synced: waits there until this host was frozen and runs again;
 - blocks 16 N + 1 to 16 N + 15: one thread each, past the cache, one write on its way at a time. The device takes
-  DEPTH of them, the others wait in the block layer; those that it took are with the target, or still in the socket
-  of the iSCSI session, or of the NVMe controller, when the network is cut.
+  DEPTH of them, the others wait in the block layer; those that it took are with the target, or, when the network is cut
+  and the device is let take more, still in the socket of the iSCSI session, or of the NVMe controller.
 
 JSON lines on stdout, times in CLOCK_MONOTONIC nanoseconds: `stamps` as the stamper's, and `stages`, what is where now:
 `inside` writes that this program waits for, `taken` by the driver, `unsent` bytes in sockets to the target.
-The word `stop` on stdin, or its end, ends it.
+`depth N` on stdin: the device takes N at a time from now on. `stop`, or the end of stdin, ends it.
 """
 
 import argparse
@@ -112,14 +112,35 @@ def unsent(text: str) -> int:
     return total
 
 
-def watch(disk: str, slots: "list[Slot]") -> None:
+class Device:
+    """How many commands the disk takes at a time."""
+
+    def __init__(self, disk: str) -> None:
+        self._path = places(disk)[1]
+        with open(self._path) as file:
+            self._before = int(file.read())
+        self.depth = self._before
+
+    def take(self, depth: int) -> None:
+        with open(self._path, "w") as file:
+            file.write(str(depth))
+        self.depth = depth
+
+    def restore(self) -> None:
+        try:
+            self.take(self._before)
+        except OSError:
+            pass  # the disk is gone
+
+
+def watch(disk: str, device: Device, slots: "list[Slot]") -> None:
     """Say what is where, again and again, until a write was refused: then it is over."""
     while not STOP.wait(STAGES_EVERY_S):
         with open(places(disk)[0]) as file:
             taken = int(file.read().split()[1])
         with open("/proc/net/tcp") as file:
             waiting = unsent(file.read())
-        say("stages", inside=sum(slot.inside for slot in slots), taken=min(taken, DEPTH), unsent=waiting)
+        say("stages", inside=sum(slot.inside for slot in slots), taken=min(taken, device.depth), unsent=waiting)
 
 
 def places(disk: str) -> "tuple[str, str]":
@@ -133,16 +154,6 @@ def places(disk: str) -> "tuple[str, str]":
     return f"{path}/inflight", f"{path}/queue/nr_requests"
 
 
-def set_depth(disk: str, depth: int) -> int:
-    """How many commands the device takes at a time; returns what it was."""
-    path = places(disk)[1]
-    with open(path) as file:
-        before = int(file.read())
-    with open(path, "w") as file:
-        file.write(str(depth))
-    return before
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--mount", required=True)
@@ -153,19 +164,21 @@ def main() -> None:
     first = BLOCKS_PER_NODE * args.number
     cache = Slot(disk, args.run, first, 0)
     slots = [Slot(disk, args.run, first + k, os.O_DIRECT) for k in range(1, BLOCKS_PER_NODE)]
-    depth = set_depth(disk, DEPTH)
+    device = Device(disk)
+    device.take(DEPTH)
     say("started", disk=disk, slots=[slot.number for slot in (cache, *slots)])
     threads = [threading.Thread(target=direct, args=(slot,), daemon=True) for slot in slots]
     threads += [threading.Thread(target=cached, args=(cache,), daemon=True)]
-    threads += [threading.Thread(target=watch, args=(disk, slots), daemon=True)]
+    threads += [threading.Thread(target=watch, args=(disk, device, slots), daemon=True)]
     for thread in threads:
         thread.start()
-    sys.stdin.readline()
+    for line in sys.stdin:
+        word, _, number = line.strip().partition(" ")
+        if word != "depth":
+            break
+        device.take(int(number))
     STOP.set()
-    try:
-        set_depth(disk, depth)
-    except OSError:
-        pass  # the disk is gone
+    device.restore()
     say("final", n=sum(slot.n for slot in slots))
 
 

@@ -170,9 +170,16 @@ class Observers:
         if not self.news.wait(shown, WARM_UP_S):
             raise NotReady(f"the target's disk shows no stamp of {host}: {feed.complaint or 'no error'}")
 
-    def write_late(self, host: str) -> None:
-        """Let a node keep writes on their way. Nothing is waited for: with a slow target the first ones take long."""
+    def write_late(self, host: str, depth: int = 0) -> None:
+        """Let a node keep writes on their way; `depth`: of these its device takes so many from now on.
+
+        Nothing is waited for: with a slow target the first ones take long.
+        """
         number = next(n for n, name in self._stage.nodes.items() if name == host)
+        running = [feed for n, feed in self.stampers if n == number]
+        if running:
+            running[-1].say(f"depth {depth}")
+            return
         words = ["--mount", self._stage.share.node_mount, "--run", self.run, "--number", str(number)]
         feed = self._feed(host, "latewriter", words)
         self._await(feed, "started")

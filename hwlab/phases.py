@@ -5,29 +5,55 @@ return, and does not believe it blindly: the fence must lie where the target saw
 the client cannot have been served before the address was there.
 """
 
+from collections.abc import Sequence
+
 from hwlab.history import History, Phase, Recovery, Reservation, key_epoch
 
 # A step's own time stamps are taken by a daemon that waits for its turn: 100 Hz guests on two cores.
 SLACK_MS = 60.0
 
 
-def phases_of(history: History, first_ack_ms: float | None) -> tuple[tuple[Phase, ...], tuple[str, ...]]:
+def phases_of(history: History) -> tuple[tuple[Phase, ...], tuple[str, ...]]:
     """(phases in the drill's clock, doubts). The doubts say which recorded times cannot be true."""
+    acks = sorted(write.done_ms for write in history.writes or () if not write.error)
     recoveries = [recovery for recovery in history.recoveries or () if not recovery.failed]
     phases: list[Phase] = []
     doubts: list[str] = []
     for recovery in recoveries:
         phases += with_detection(recovery, fault_before(history, recovery))
         doubts += contradictions(history, recovery)
-    if first_ack_ms is not None:
-        done = [phase for phase in phases if phase.name == "address" and phase.start_ms <= first_ack_ms]
-        if done:
-            start_ms = min(done[-1].end_ms, first_ack_ms)
-            what = "first acknowledged write"
-            phases.append(Phase(name="client", start_ms=start_ms, end_ms=first_ack_ms, detail=what))
-        elif any(phase.name == "address" for phase in phases):
-            doubts.append("the client's first acknowledgement is older than the address that it came through")
+        phases += clients_return(recovery, acks)
+        doubts += too_early(history, recovery, acks)
     return tuple(phases), tuple(doubts)
+
+
+def address_of(recovery: Recovery) -> Phase | None:
+    """The last time that the recovery opened the address."""
+    return next((step for step in reversed(recovery.steps) if step.name == "address"), None)
+
+
+def clients_return(recovery: Recovery, acks: Sequence[float]) -> list[Phase]:
+    """From the address of this recovery to the first acknowledgement that can have come through it.
+
+    A stall before, of a fault that nothing moved for, is none of its own.
+    """
+    address = address_of(recovery)
+    first_ms = next((at_ms for at_ms in acks if address and at_ms >= address.start_ms), None)
+    if address is None or first_ms is None:
+        return []
+    start_ms = min(address.end_ms, first_ms)
+    return [Phase(name="client", start_ms=start_ms, end_ms=first_ms, detail="first acknowledged write")]
+
+
+def too_early(history: History, recovery: Recovery, acks: Sequence[float]) -> list[str]:
+    """Once the target saw the disk taken, nobody can acknowledge before the taker's address is there."""
+    address, taken = address_of(recovery), acquisition(history, recovery)
+    if address is None or taken is None:
+        return []
+    since_ms = taken.at_ms + history.uncertainty_ms + SLACK_MS
+    if not any(since_ms < at_ms < address.start_ms for at_ms in acks):
+        return []
+    return [f"the client had an acknowledgement before the address of epoch {recovery.epoch} that it came through"]
 
 
 def fault_before(history: History, recovery: Recovery) -> float:

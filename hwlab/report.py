@@ -109,6 +109,15 @@ def run_as_dict(run: Played) -> dict[str, Any]:
         "stall_ms": rounded(judgement.stall_ms),
         "stall_start_ms": since(judgement.stall_start_ms, zero),
         "first_ack_ms": since(judgement.first_ack_ms, zero),
+        "stalls": [
+            {
+                "cause": stall.cause,
+                "start_ms": since(stall.start_ms, zero),
+                "stall_ms": rounded(stall.ms),
+                "allowed_ms": rounded(stall.allowed_ms),
+            }
+            for stall in judgement.stalls
+        ],
         "acknowledged": judgement.acknowledged,
         "unknown_outcome": judgement.unknown_outcome,
         "lost": judgement.lost,

@@ -140,7 +140,7 @@ class Run:
                     self._observers.stamp(host)
             case Late():
                 for host in self._hosts(step.late):
-                    self._observers.write_late(host)
+                    self._observers.write_late(host, step.depth)
             case Flap():
                 self._flap(step)
             case Reader():
@@ -166,15 +166,18 @@ class Run:
         self._acted(clocks.now_ms(), step.start and not self._fault_ms)
         # All at once: a majority that is cut off one by one would have time to do something about it.
         with ThreadPoolExecutor(len(hosts)) as pool:
-            list(pool.map(lambda host: self._strike(step.kind, host), hosts))
+            list(pool.map(lambda host: self._strike(step.kind, host, step.stall_ms_max), hosts))
 
-    def _strike(self, kind: str, host: str) -> None:
+    def _strike(self, kind: str, host: str, stall_ms_max: float | None = None) -> None:
         """Do one thing to one host, and note when it began and when it was done."""
         at_ms = clocks.now_ms()
         self._progress.say(f"{kind} {host}")
         self._stage.fault(kind, host)
         until_ms = clocks.now_ms()
-        self._marks.append(Mark(at_ms=at_ms, what=f"{kind} {host}", kind="fault", node=host, until_ms=until_ms))
+        what = f"{kind} {host}"
+        self._marks.append(
+            Mark(at_ms=at_ms, what=what, kind="fault", node=host, until_ms=until_ms, stall_ms_max=stall_ms_max)
+        )
         if kind in ("kill", "reboot"):
             self._rebooted_ms[host] = at_ms
         if kind in ("kill", "pause"):
@@ -206,7 +209,8 @@ class Run:
         argv = [word.format(volume=self._stage.share.volume, **self._cast) for word in step.argv]
         at_ms = clocks.now_ms()
         self._acted(at_ms, step.start)
-        self._marks.append(Mark(at_ms=at_ms, what=" ".join(argv), kind="command", node=host))
+        mark = Mark(at_ms=at_ms, what=" ".join(argv), kind="command", node=host, stall_ms_max=step.stall_ms_max)
+        self._marks.append(mark)
         self._progress.say(f"{host}: {' '.join(argv)}")
         done = self._stage.exec(host, argv, timeout_s=step.deadline_s)
         if done.returncode == 0:

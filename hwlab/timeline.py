@@ -61,6 +61,8 @@ def facts(run: Played) -> list[str]:
         )
     if run.history is not None and judgement.served:
         more.append("  address: " + ", ".join(spell(served, run.history.fault_ms) for served in judgement.served))
+    if len(judgement.stalls) > 1:
+        more.append("  stalls: " + "; ".join(f"{each.cause} {each.ms:.0f} ms" for each in judgement.stalls))
     return [
         f"  client's stall {stall}; {judgement.acknowledged} records acknowledged, {judgement.lost} lost; "
         f"lock {judgement.lock} ({judgement.thief_tries} attempts on it)",

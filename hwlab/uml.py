@@ -20,7 +20,14 @@ def command(guest: Guest) -> tuple[Path, list[str]]:
     uml_dir = runtime_dir(guest.lab) / "uml"
     shutil.rmtree(uml_dir / guest.spec.name, ignore_errors=True)
     uml_dir.mkdir(parents=True, exist_ok=True)
+    if guest.spec.role is Role.TARGET:
+        saved_reservations(guest).mkdir(parents=True, exist_ok=True)
     return ensure_kernel(cache_dir()), kernel_words(guest, image_below(guest.lab))
+
+
+def saved_reservations(guest: Guest) -> Path:
+    """Where a target keeps its persistent reservations: a directory of this machine, so a write is there at once."""
+    return host_dir(guest.lab, guest.spec.name) / "reservations"
 
 
 def kernel_words(guest: Guest, image: Image) -> list[str]:
@@ -44,5 +51,7 @@ def kernel_words(guest: Guest, image: Image) -> list[str]:
         for index, network in enumerate(spec.addresses)
     ]
     words += [f"ubd{number}={lun_file(lab, lun.name)}" for number, lun in enumerate(luns, start=1)]
+    if spec.role is Role.TARGET:
+        words.append(f"hwlab.saved={saved_reservations(guest)}")
     devices = [f"/dev/ubd{chr(ord('a') + number)}" for number in range(1, len(luns) + 1)]
     return words + common_words(guest, nic="vec", lun_devices=devices)

@@ -90,6 +90,8 @@ from nodewatch.quorum import kth_largest, majority
 ROUNDING_MS = 4
 WATCHDOG_TICK_MS = 1000
 """Watchdogs count in whole seconds, and need not reset in the middle of one."""
+POWER_RUNS = 3
+"""Runs of a fence agent until a node's power is known to be off: status, off, status."""
 STAGGER_MS = 100
 """Between the candidacies of two neighbours in rank: longer than a round of votes with its fsync takes."""
 
@@ -249,6 +251,16 @@ class Timing:
             "when node watch dies"
         )
         return [TimingRow("node without contact has reset itself", (self.watchdog_s - 1) * 1000, worst, because)]
+
+    def power_table(self, timeout_s: int) -> list[TimingRow]:
+        """One more row, for a cluster that has power as a level of fencing. `timeout_s`: the longest that one run of an
+        agent may take. Holds for an agent that succeeds: after one that failed the next try comes later."""
+        worst = self.overdue_ms + 2 * STAGGER_MS + POWER_RUNS * timeout_s * 1000
+        because = (
+            f"overdue_ms + {2 * STAGGER_MS} + {POWER_RUNS} * timeout_s * 1000: once the bar is confirmed, status, off, "
+            f"status of its agent, each at most timeout_s = {timeout_s}"
+        )
+        return [TimingRow("its power is read back as off", self.overdue_ms - self.heartbeat_ms, worst, because)]
 
     def table(self) -> list[TimingRow]:
         """Best and worst case of each phase of a takeover, from the values that run. A network delay of 0 is

@@ -18,6 +18,7 @@ from nodewatch._cpg import read_facts
 from nodewatch.config import ClusterConfig, ConfigError, parse_config
 from nodewatch.engine import COROSYNC, EngineUnreachable
 from nodewatch.lease import TimingRow
+from nodewatch.sections import POWER
 
 POLL_S = 0.2
 LEVELS = [level.value for level in Level]
@@ -87,6 +88,8 @@ def timing(config: Path, json_wanted: bool) -> None:
 def timing_rows(cluster: ClusterConfig) -> list[TimingRow]:
     """The table for the engine in use: what corosync runs with counts, not what its file says."""
     further = cluster.timing.fencing_table() if cluster.watchdog_fences else []
+    if POWER in cluster.fencing.levels:
+        further += cluster.timing.power_table(max(agent.timeout_s for agent in cluster.fencing.agents))
     if cluster.engine != COROSYNC:
         return cluster.timing.table() + further
     try:

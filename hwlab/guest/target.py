@@ -5,6 +5,7 @@
     hwlab.target=IQN,PORTAL,…        one target, one portal group for each portal: as many target ports
     hwlab.lun=NAME,SERIAL,DEVICE     once per logical unit, in the order of LUN numbers; of NVMe the UUID
     hwlab.slow=MS                    so long takes a write to the area of the drills' stamps (0: as long as it takes)
+    hwlab.saved=DIRECTORY            of the machine below, for the saved reservations (User-Mode Linux)
     hwlab.initiators=IQN,IQN,…       the lab's nodes; other initiators get in too
 
 The order of steps for LIO is the point of this file:
@@ -12,9 +13,11 @@ The order of steps for LIO is the point of this file:
 1. /etc/target/pr exists before target_core_mod loads: the kernel then takes /etc/target as its data
    base root by itself, which avoids writing `dbroot` (without a trailing newline the kernel kept bytes
    of an earlier, longer value).
-2. /etc/target/pr carries the `S` attribute, because the kernel writes the APTPL file without fsync: after
-   a power loss of the target the file would be empty and the reservations gone, which is not what a
-   disk that promised APTPL does.
+2. /etc/target/pr is a directory of the machine below (hostfs), or carries the `S` attribute: the kernel writes the
+   APTPL file without fsync, and after a power loss of the target it would be empty and the reservations gone, which
+   is not what a disk that promised APTPL does. An fsync sleeps, and with the command's registration held: a PREEMPT
+   of it then waits in a loop (__core_scsi3_free_registration, target_core_pr.c), on one processor without preemption
+   for ever. Writes to hostfs do not sleep.
 3. Backstores are created with a fixed serial, so that rtslib finds their APTPL file and hands it back to
    the kernel, before any initiator can log in: the portal groups are enabled last.
 4. The nodes have explicit ACLs although the target lets everybody in: the kernel puts a reservation that it
@@ -28,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 PR_DIR = Path("/etc/target/pr")
+NOPIN_S = "3"
+"""A session that was silent for so long is asked, and given up after as long without an answer: LIO's least."""
 VOLATILE = PR_DIR.parent / "volatile"
 """While this file is there, a restart loses all reservations, as on a target that keeps none (fault `volatile`)."""
 
@@ -63,6 +68,10 @@ def make_group(rtslib_fb: Any, target: Any, tag: int, portal: str, stores: list[
     luns = [rtslib_fb.LUN(group, number, store) for number, store in enumerate(stores)]
     for initiator in [iqn for iqns in words("hwlab.initiators") for iqn in iqns]:
         acl = rtslib_fb.NodeACL(group, initiator)
+        # PREEMPT AND ABORT waits until the victim acknowledged the status of each command that was aborted in the
+        # device: with a frozen victim until its session is given up, which LIO would do after 45 s by itself.
+        acl.set_attribute("nopin_timeout", NOPIN_S)
+        acl.set_attribute("nopin_response_timeout", NOPIN_S)
         for lun in luns:
             rtslib_fb.MappedLUN(acl, lun.lun, lun)
     group.set_attribute("authentication", "0")
@@ -88,9 +97,14 @@ def main() -> int:
 
 def build_lio(iqn: str, portals: "list[str]", luns: "list[tuple[str, str, str]]") -> int:
     PR_DIR.mkdir(parents=True, exist_ok=True)
+    kept_below = words("hwlab.saved")
+    if kept_below:
+        [[folder]] = kept_below
+        subprocess.run(["mount", "-t", "hostfs", "none", str(PR_DIR), "-o", folder], check=True)
     for saved in list(PR_DIR.iterdir()) if VOLATILE.exists() else ():
         saved.unlink()
-    subprocess.run(["chattr", "+S", str(PR_DIR), *map(str, PR_DIR.iterdir())], check=True)
+    if not kept_below:
+        subprocess.run(["chattr", "+S", str(PR_DIR), *map(str, PR_DIR.iterdir())], check=True)
     subprocess.run(["modprobe", "-a", "target_core_mod", "target_core_iblock", "iscsi_target_mod"], check=True)
 
     import rtslib_fb

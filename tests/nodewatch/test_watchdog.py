@@ -236,6 +236,12 @@ def test_the_time_after_which_a_node_was_reset_is_derived_and_shown() -> None:
     assert replace(timing, daemon_restart_ms=0).reset_after_ms < 11_000
 
 
+def test_the_time_after_which_a_nodes_power_is_known_is_derived_and_shown() -> None:
+    [row] = Timing().power_table(20)
+    assert (row.best_ms, row.worst_ms) == (600, 800 + 200 + 3 * 20_000)
+    assert "timeout_s = 20" in row.because
+
+
 def test_a_watchdog_that_waits_longer_than_others_count_on_is_refused() -> None:
     assert Timing().watchdog_violations(14) == []
     [why] = Timing().watchdog_violations(20)

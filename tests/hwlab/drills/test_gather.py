@@ -47,7 +47,8 @@ def entry(epoch: int, start: float) -> dict[str, object]:
 
 def test_recoveries_of_this_run_are_told_once_in_the_drills_clock() -> None:
     hosts = {"n2": HostClocks(before=CLOCK)}
-    found = gather.recoveries([entry(4, 5100), entry(5, 5200), entry(5, 5200)], 4, hosts)
+    found = gather.recoveries([entry(4, 5100), {**entry(5, 5200), "fenced": "power"}, entry(5, 5200)], 4, hosts)
+    assert [recovery.fenced for recovery in found] == ["power"]
     assert [(r.epoch, r.steps[0].start_ms, r.steps[0].end_ms) for r in found] == [(5, 200, 210)]
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from hwlab.check_timing import Compared, compare
+from hwlab.check_timing import BAR, POWER, Compared, compare
 from hwlab.checker import judge
 from hwlab.history import History, Mark, Phase, TimingRow, Verdict
 from tests.hwlab.drills.conftest import FAULT_MS, Histories, answers, recovery
@@ -108,3 +108,26 @@ def test_a_recovery_that_failed_or_answers_something_else_is_not_compared(histor
 def test_without_the_table_nothing_is_known(history: Histories) -> None:
     assert judge(history(timing=None)).verdict is Verdict.UNKNOWN
     assert compare(history(timing=(TimingRow(phase="elect, if it led", best_ms=0, worst_ms=1),))) == ()
+
+
+@pytest.mark.parametrize(("fenced", "row", "outside"), [("power", POWER, ""), ("reservation", BAR, "late")])
+def test_a_decision_that_waited_for_the_power_is_compared_with_the_row_of_the_power(
+    history: Histories, fenced: str, row: str, outside: str
+) -> None:
+    told = recovery()
+    steps = [step for step in told.steps if step.name != "decide"]
+    waited = Phase(name="decide", start_ms=10_750, end_ms=FAULT_MS + 5_000)
+    timing = (*(history().timing or ()), TimingRow(phase=POWER, best_ms=600, worst_ms=61_000))
+    seen = rows(history(recoveries=(replace(told, steps=(*steps, waited), fenced=fenced),), timing=timing))
+    assert seen[row].outside == outside
+    assert (POWER in seen, BAR in seen) == (fenced == "power", fenced != "power")
+
+
+def test_power_that_was_off_later_than_its_agent_may_take_is_unknown(history: Histories) -> None:
+    told = recovery()
+    steps = [step for step in told.steps if step.name != "decide"]
+    late = Phase(name="decide", start_ms=10_750, end_ms=FAULT_MS + 62_000)
+    timing = (*(history().timing or ()), TimingRow(phase=POWER, best_ms=600, worst_ms=61_000))
+    judgement = judge(history(recoveries=(replace(told, steps=(*steps, late), fenced="power"),), timing=timing))
+    assert judgement.verdict is Verdict.UNKNOWN
+    assert any(reason.what.startswith(POWER) for reason in judgement.reasons)
