@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from hwlab.history import (
     REGISTRANTS_MAY_WRITE,
+    Epoch,
     History,
     Reservation,
     StampSeen,
@@ -64,7 +65,7 @@ def judge_holders(history: History) -> Holders:
     reasons: list[Reason] = []
     epochs: list[int] = []
     for device, states in by_device(history.reservations).items():
-        counts = count_holders(states)
+        counts = count_holders(states, [epoch for epoch in history.epochs if epoch.device == device])
         holders_max = max(holders_max, *counts)
         registrants_max = max(registrants_max, *(len(state.nodes()) for state in states))
         overlap_ms += sum(
@@ -88,22 +89,31 @@ def judge_holders(history: History) -> Holders:
     )
 
 
-def count_holders(states: Sequence[Reservation]) -> list[int]:
+def count_holders(states: Sequence[Reservation], labels: Sequence[Epoch] = ()) -> list[int]:
     """Holders in each state of one device: who has the reservation, and who had it and may still write.
 
     With a type that lets registrants write, a former holder whose key is still there after another node got
-    the reservation is a holder in all but name.
+    the reservation is a holder in all but name, once that node writes: the label is its first write. nvmet changes
+    holder and registrants one after the other, and shows the state between to whoever asks just then.
     """
     former: set[int] = set()
     counts = []
-    for state in states:
+    for state, following in zip(states, [*states[1:], None], strict=True):
         former &= set(state.registrants)
         now = {state.holder} if state.holder else set()
-        if state.type in REGISTRANTS_MAY_WRITE:
+        if state.type in REGISTRANTS_MAY_WRITE and not over_before_its_label(state, following, labels):
             now |= former
         former |= {state.holder} if state.holder else set()
         counts.append(len({key_node(key) for key in now}))
     return counts
+
+
+def over_before_its_label(state: Reservation, following: Reservation | None, labels: Sequence[Epoch]) -> bool:
+    """Whether a state had surely ended when its holder's first label was on the disk."""
+    if following is None or state.holder is None:
+        return False
+    first_ms = next((label.at_ms for label in labels if label.epoch >= key_epoch(state.holder)), None)
+    return first_ms is not None and following.at_ms < first_ms
 
 
 def not_growing(numbers: Sequence[int]) -> bool:
@@ -142,7 +152,8 @@ def judge_late_writes(history: History) -> Late:
     first own write, the label, comes after that. So the last reading that was followed by a label of the old epoch
     shows what landed in time, and a higher number, on the disk at any later moment or reported as written by the
     writer, is late. What landed between the fence itself and that reading cannot be told apart: `blind_ms` is the
-    longest such interval. A node with several blocks (latewriter.py) is judged block by block.
+    longest such interval. Nor can what landed between that reading and the next one, in which the label came: that is
+    unknown. A node with several blocks (latewriter.py) is judged block by block.
     """
     found = [
         judge_block(history, fenced, block)
@@ -200,14 +211,20 @@ def judge_block(history: History, fenced: Fenced, block: int) -> Block:
         what = f"{name}'s stamps were not read when its key had left {fenced.device}"
         return Block(block=block, reasons=(unknown(what),))
     base = last_in_time(history, fenced, seen)
-    landed = landed_after(history, fenced, block, seen, base.n)
-    what = f"{len(landed)} writes of {name} landed on {fenced.device} after its key had left it"
+    told = first_with_label(fenced, seen, base)
+    landed = landed_after(history, fenced, block, seen, told.n)
+    reasons = []
+    if landed:
+        reasons.append(invalid(f"{len(landed)} writes of {name} landed on {fenced.device} after its key had left it"))
+    if told.n > base.n:
+        where = f"block {block} of {fenced.device} within the {told.at_ms - base.at_ms:.0f} ms in which the label came"
+        reasons.append(unknown(f"a write of {name} landed on {where}: in time or late, nobody knows"))
     return Block(
         block=block,
         late=len(landed),
-        refused=refused_after(history, fenced, block, base.n),
-        blind_ms=base.at_ms - fenced.since_ms,
-        reasons=(invalid(what),) if landed else (),
+        refused=refused_after(history, fenced, block, told.n),
+        blind_ms=told.at_ms - fenced.since_ms,
+        reasons=tuple(reasons),
     )
 
 
@@ -230,6 +247,15 @@ def last_in_time(history: History, fenced: Fenced, seen: Sequence[StampSeen]) ->
             break
         last = stamp
     return last
+
+
+def first_with_label(fenced: Fenced, seen: Sequence[StampSeen], base: StampSeen) -> StampSeen:
+    """The reading after `base` if the new label had come by then and a write landed meanwhile: which of the two was
+    first cannot be told. Else `base`."""
+    following = next((stamp for stamp in seen if stamp.at_ms > base.at_ms), base)
+    old = base.epoch_after is not None and base.epoch_after <= fenced.epoch
+    new = following.epoch_after is not None and following.epoch_after > fenced.epoch
+    return following if old and new and following.n > base.n else base
 
 
 def landed_after(history: History, fenced: Fenced, block: int, seen: Sequence[StampSeen], base: int) -> set[int]:

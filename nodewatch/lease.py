@@ -74,6 +74,8 @@ Outside the proof.
   any address with a lifetime, in any namespace. Ours are renewed together for that reason; a DHCP client that happens
   to renew its own in the one second after our last renewal can keep the gate open up to 0.95 s longer, if node watch is
   frozen too (else it closes the gate itself when the lease ends).
+  A host that is frozen as a whole (a virtual machine that is paused) closes its gate when its timers run after the
+  thaw. What waited in its network card may come first: one of Linux 7.3 in QEMU was seen to answer ARP for 2 ms more.
   The disk's own fence depends on none of this.
 """
 

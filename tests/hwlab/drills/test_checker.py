@@ -203,9 +203,11 @@ def test_a_key_that_left_while_its_node_went_on_writing_is_caught_write_by_write
     assert judge(changed).late_writes == 10
 
 
-@pytest.mark.parametrize(("epoch_after", "late"), [(4, 0), (5, 1), (None, 1)])
+@pytest.mark.parametrize(
+    ("epoch_after", "late", "verdict"), [(4, 0, Verdict.VALID), (5, 0, Verdict.UNKNOWN), (None, 1, Verdict.INVALID)]
+)
 def test_a_write_under_way_may_land_until_the_new_owner_wrote_its_label(
-    history: Any, epoch_after: int | None, late: int
+    history: Any, epoch_after: int | None, late: int, verdict: Verdict
 ) -> None:
     """OLD has epoch 4: a reading that was followed by a label of epoch 4 came before the new owner's first write."""
     seen = list(history().stamps_seen)
@@ -217,7 +219,9 @@ def test_a_write_under_way_may_land_until_the_new_owner_wrote_its_label(
     landed = StampWrite(node=1, n=501, submit_ms=11_190, done_ms=11_210)
     refused = StampWrite(node=1, n=502, submit_ms=11_220, done_ms=16_000, error="Invalid exchange")
     changed = history(stamps_seen=tuple(seen), stamp_writes=(*history().stamp_writes[:-1], landed, refused))
-    assert judge(changed).late_writes == late
+    assert (judge(changed).late_writes, judge(changed).verdict) == (late, verdict)
+    later = StampSeen(device=LUN, at_ms=20_002, node=1, n=502, epoch_after=5)
+    assert judge(replace(changed, stamps_seen=(*changed.stamps_seen, later))).verdict is Verdict.INVALID
 
 
 def with_block(base: Any, *, landed_late: bool, refused: bool) -> dict[str, Any]:
@@ -291,9 +295,19 @@ def test_a_former_holder_that_stays_registered_counts_as_a_second_holder(history
 
     states = (state(0, OLD, OLD), state(10, OLD, OLD, NEW), state(20, NEW, OLD, NEW))
     assert count_holders(states) == [1, 1, 2]
-    changed = history(reservations=(*states, state(30, NEW, NEW)))
+    written = Epoch(device=LUN, at_ms=25, epoch=5, owner="n2")
+    changed = history(reservations=(*states, state(30, NEW, NEW)), epochs=(written,))
     assert judge(changed).holders_max == 2
     assert judge(changed).verdict is Verdict.INVALID
+
+
+def test_a_preempt_seen_half_way_is_no_second_holder_if_the_new_one_had_not_written(history: Any) -> None:
+    before, both, after = history().reservations
+    between = replace(both, holder=NEW, since_ms=both.at_ms, at_ms=both.at_ms + 2)
+    changed = history(reservations=(before, both, between, after))
+    assert judge(changed).verdict is Verdict.VALID
+    lasting = history(reservations=(before, both, between))
+    assert judge(lasting).holders_max == 2, "a state that was seen to the end"
 
 
 def test_an_epoch_that_goes_back_makes_the_run_invalid(history: Any) -> None:

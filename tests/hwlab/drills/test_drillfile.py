@@ -40,7 +40,6 @@ def test_all_drills_that_ship_can_be_read() -> None:
         "nvme-fenced-unplugged",
         "nvme-kill-primary",
         "nvme-late-write",
-        "nvme-late-write-socket",
         "nvme-target-power-loss",
         "path-loss",
         "path-return-new-isid",
