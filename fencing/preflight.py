@@ -31,7 +31,7 @@ FLOOD_END_S = 20
 RESTART_POLL_S = 1.0
 RESTART_STEADY = 3
 """So many polls in a row must be answered on all paths: one that just came back may fail once more (seen on iSCSI)."""
-FREE_IT = "free the device (who uses it is told above), or try another LUN of the same storage, which stands for it"
+FREE_IT = "mend or free the device, or try another LUN of the same storage, which stands for it"
 ASK_ALL = "start hactld on every node, and run the preflight again"
 SHOW_IT = "make the LUN visible to the other nodes, and run the preflight again"
 RESTART = "run it with --restart-target at a time when the target may be restarted"
@@ -176,11 +176,15 @@ class Preflight(Asking):
         """Why nothing may be changed; "" if every node finds the device unused."""
         first = [self._paths(node)[0] for node in self._nodes]
         answers = yield tuple(self._step(nexus, "claim") for nexus in first)
+        told = list(zip(first, answers, strict=True))
+        errors = [f"{nexus.node}: {answer.error}" for nexus, answer in told if answer.error]
         whys = [
-            f"{nexus.node}: {answer.error or answer.result.get('why', 'an answer that is not understood')}"
-            for nexus, answer in zip(first, answers, strict=True)
-            if answer.error or answer.result.get("why") != ""
+            f"{nexus.node}: {answer.result.get('why', 'an answer that is not understood')}"
+            for nexus, answer in told
+            if not answer.error and answer.result.get("why") != ""
         ]
+        if errors:
+            return f"whether the device is free is not known ({'; '.join(errors + whys)})"
         return f"the device is not free to be tried ({'; '.join(whys)})" if whys else ""
 
     # -- trials -------------------------------------------------------------------------------------------------

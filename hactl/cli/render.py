@@ -186,14 +186,18 @@ def _preflighted(device: dict[str, Any], verbose: bool) -> str:
     head = ("NODE", "PATH", "DISK", "VIA", "STATE", "MB/s")
     rows = [(p["node"], p["path"], p["disk"], p["via"], p["state"], p["mb_per_s"]) for p in device["paths"]]
     lines = [f"{device['device']}  {device['wwid']}", "", table(head, rows), ""]
+    before: tuple[list[str], str] = ([], "")
     for each in device["promises"]:
         kept = each["verdict"] == "kept"
         word = each["verdict"] if kept else each["verdict"].upper()
         lines.append(f"{word:<11} {each['says']}")
+        again = not kept and before == (each["found"], each["to_do"])
         if not kept or verbose:
-            lines += [f"              {line}" for line in each["found"]]
+            lines += ["              as above"] if again else [f"              {line}" for line in each["found"]]
         if not kept:
-            lines += [f"            Means: {each['means']}.", f"            Do: {each['to_do']}."]
+            lines.append(f"            Means: {each['means']}.")
+            lines += [] if again else [f"            Do: {each['to_do']}."]
+            before = each["found"], each["to_do"]
     lines += [f"LEFT BEHIND {line}" for line in device["left"]]
     return "\n".join([*lines, "", f"{device['device']} is {_SUMMARY[device['verdict']]}."])
 

@@ -13,7 +13,7 @@ from fencing.asking import Answer, Say, Step, Wait
 from fencing.errors import FencingError, NotDelivered, Refused
 from fencing.fake import FakeLogicalUnit, FakePort, own
 from fencing.faketrial import FIRST_BLOCK, FakeDisk
-from fencing.model import Key, PrType
+from fencing.model import Key, PrType, ReservationState
 from fencing.nodefacts import DeviceFacts, NodeFacts, PathFacts, parse_facts
 from fencing.preflight import Options, Plan, Preflight
 from fencing.promises import Evidence, Finding, Promise, Verdict, risk, untested, worst
@@ -239,6 +239,15 @@ def test_what_it_takes_to_try_what_was_not_tried_is_said() -> None:
     own(bench.units["n1"], b"somebody", 0x77)
     assert "free the device" in bench.run()[Promise.FENCE].to_do
     assert "hactld" in Bench(silent={"n3": "it is not heard"}).run()[Promise.FENCE].to_do
+
+
+def test_a_device_that_cannot_be_asked_is_not_said_to_be_in_use() -> None:
+    class NoReservations(FakePort):
+        def read(self) -> ReservationState:
+            raise Refused("invalid command operation code", device="fake", operation="read")
+
+    findings = with_ports(NoReservations).run()
+    assert "whether the device is free is not known (n1: fake: read" in findings[Promise.FENCE].found[0]
 
 
 def test_a_target_that_says_it_persists_and_forgets_is_found_out_by_the_restart_alone() -> None:

@@ -193,6 +193,15 @@ def test_what_an_earlier_preflight_found_broken_and_this_one_did_not_try_is_told
     assert "/dev/1: on record as broken" in told and "--restart-target" in told
 
 
+def test_one_reason_for_several_promises_is_told_once(command: Any) -> None:
+    cluster = tagged()
+    own(cluster.units["naa.1"], b"n2", 0x77)
+    told = command(cluster).output
+    # and once more for persistence, of which there is more to tell
+    assert told.count("the device is not free to be tried") == told.count("Do: mend or free") == 2
+    assert told.count("as above") == told.count("NOT TESTED") - 2 == 4
+
+
 def test_a_look_alone_is_exit_code_3_and_is_no_verdict_to_keep(command: Any) -> None:
     cluster = tagged()
     done = command(cluster, "--read-only")
