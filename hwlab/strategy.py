@@ -119,7 +119,7 @@ def wait_for_disks(lab: Lab, nodes: list[Host], say: Progress) -> None:
     it took the name away, and no event tells it that the disk answers again.
     """
     devices = [disk.device for disk in lab.disks.values()]
-    tests = " && ".join(f"[ -b {shlex.quote(device)} ]" for device in devices) or "true"
+    tests = " && ".join([f"[ -b {shlex.quote(device)} ]" for device in devices] + paths_up(lab.topology)) or "true"
     script = f"until {tests}; do udevadm trigger --subsystem-match=block; sleep 0.5; done"
 
     def on(host: Host) -> None:
@@ -131,6 +131,14 @@ def wait_for_disks(lab: Lab, nodes: list[Host], say: Progress) -> None:
             )
 
     in_parallel(on, nodes)
+
+
+def paths_up(topology: Topology) -> list[str]:
+    """With several paths, every one of them: what takes one away must not take the last one."""
+    if not topology.multipath:
+        return []
+    number = len(topology.luns) * len(topology.portals())
+    return [f'[ "$(cat /sys/class/block/sd*/device/state | grep -c running)" -ge {number} ]']
 
 
 def give_secrets(lab: Lab, nodes: list[Host]) -> None:

@@ -70,8 +70,9 @@ def make_group(rtslib_fb: Any, target: Any, tag: int, portal: str, stores: list[
         acl = rtslib_fb.NodeACL(group, initiator)
         # PREEMPT AND ABORT waits until the victim acknowledged the status of each command that was aborted in the
         # device: with a frozen victim until its session is given up, which LIO would do after 45 s by itself.
-        acl.set_attribute("nopin_timeout", NOPIN_S)
-        acl.set_attribute("nopin_response_timeout", NOPIN_S)
+        if words("hwlab.slow") not in ([], [["0"]]):
+            acl.set_attribute("nopin_timeout", NOPIN_S)
+            acl.set_attribute("nopin_response_timeout", NOPIN_S)
         for lun in luns:
             rtslib_fb.MappedLUN(acl, lun.lun, lun)
     group.set_attribute("authentication", "0")

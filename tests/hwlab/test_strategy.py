@@ -146,6 +146,13 @@ def test_a_topologys_timing_is_a_section_that_hactl_reads() -> None:
     assert tomllib.loads("[[node]]\nname = 'n1'" + text)["timing"] == {"heartbeat_ms": 400, "overdue_ms": 2000}
 
 
+def test_a_cluster_with_several_paths_is_healthy_only_with_all_of_them() -> None:
+    multipath, _ = load("multipath")
+    [test] = strategy.paths_up(multipath)
+    assert test.endswith("-ge 2 ]"), "two portals, one LUN"
+    assert strategy.paths_up(TOPOLOGY) == []
+
+
 def test_a_node_without_a_configuration_gets_that_of_the_others() -> None:
     first: list[str] = []
     second: list[str] = []
