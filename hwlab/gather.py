@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hwlab.clocks import Clock
@@ -144,6 +144,25 @@ def reservations(events: Iterable[Event], clock: Clock) -> tuple[Reservation, ..
         for event in events
         if event["t"] == "pr"
     )
+
+
+def all_reservations(watched: Sequence[tuple[Sequence[Event], Clock]]) -> tuple[Reservation, ...]:
+    """What all witnesses saw, one for each life of the target.
+
+    What a later one found at its start came about at some time since the one before it last spoke: between the target's
+    return and its own start nobody looked.
+    """
+    found: list[Reservation] = []
+    spoke_ms: float | None = None
+    for events, clock in watched:
+        fresh: set[str] = set()
+        for state in reservations(events, clock):
+            if spoke_ms is not None and state.device not in fresh:
+                state = replace(state, since_ms=min(state.since_ms, spoke_ms))
+            fresh.add(state.device)
+            found.append(state)
+        spoke_ms = max((clock.from_mono_ns(event["at"]) for event in events if "at" in event), default=spoke_ms)
+    return tuple(found)
 
 
 def stamps_seen(events: Iterable[Event], clock: Clock, run: str) -> tuple[StampSeen, ...]:

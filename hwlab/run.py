@@ -341,7 +341,7 @@ class Run:
             distinct_clients=distinct,
             owner=gather.owner(observers.load.events, client),
             kernel_complaints=None if kernel_log is None else gather.complaints(kernel_log, self._marker()),
-            reservations=tuple(each for seen in watched for each in gather.reservations(*seen)),
+            reservations=gather.all_reservations(watched),
             stamps_seen=tuple(each for seen in watched for each in gather.stamps_seen(*seen, observers.run)),
             stamp_writes=tuple(
                 write

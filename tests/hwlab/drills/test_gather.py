@@ -90,3 +90,29 @@ def test_the_witnesses_of_two_lives_of_the_target_are_one() -> None:
     died = gather.witness([(first, CLOCK), (second[:1], later)])
     assert died is not None and died.ended_ms is None
     assert gather.witness([]) is None and gather.witness([([], CLOCK), (second, later)]) is None
+
+
+def test_what_a_witness_finds_at_its_start_may_be_as_old_as_the_last_word_of_the_one_before() -> None:
+    def state(since_s: float, key: str) -> gather.Event:
+        registrants = [{"nexus": "i", "key": key}]
+        times = {"since": int(since_s * 1e9), "at": int(since_s * 1e9) + 10_000_000}
+        return {
+            "t": "pr",
+            "device": "d",
+            "generation": "1",
+            "type": 5,
+            "holder": key,
+            "registrants": registrants,
+            **times,
+        }
+
+    later = Clock(host="san1", boot="c", mono_offset_ms=-9000, wall_offset_ms=0, uncertainty_ms=1)
+    first = [state(2.0, "0x1"), state(2.5, "0x2"), {"t": "alive", "at": 3_000_000_000, "gap_ns": 1}]
+    second = [state(0.5, "0x2"), state(0.7, "0x3")]
+    found = gather.all_reservations([(first, CLOCK), (second, later)])
+    assert [(each.since_ms, each.at_ms) for each in found] == [
+        (1000, 1010),
+        (1500, 1510),
+        (2000, 9510),
+        (9700, 9710),
+    ]
