@@ -280,6 +280,24 @@ class Preflight(Asking):
                 return
             for nexus in self._nexuses:
                 yield from self._judge_write(Promise.FENCE, nexus, allowed=nexus.node == taker, owner=taker)
+            if not (yield from self._holder_preempts(taker, owner, abort)):
+                return
+
+    def _holder_preempts(self, holder: str, other: str, abort: str) -> Generator[Yielded, list[Answer], bool]:
+        """The holder preempts one who is only registered, as an acquisition does with keys found beside its own.
+        nvmet of Linux 6.18 reports success and does nothing."""
+        yield from self._register(other)
+        args = {"victim": self._key(other), "abort": abort}
+        done = yield from self._ask(self._paths(holder)[0], "preempt", args)
+        how = f"{holder}, which holds the device, preempts {other}, which is registered beside it"
+        if done.error or not done.result["ok"]:
+            return self.evidence.note(Promise.FENCE, False, f"{how}: {done.error or done.result['said']}")
+        alone = [self._key(holder)] * len(self._paths(holder))
+        if not (yield from self._all_read(Promise.FENCE, how, alone, [self._key(holder)])):
+            return False
+        for nexus in self._paths(other):
+            yield from self._judge_write(Promise.FENCE, nexus, allowed=False, owner=holder)
+        return True
 
     def _late_writes(self) -> Part:
         promise, total, sectors = Promise.LATE_WRITES, 0, 0

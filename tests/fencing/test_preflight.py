@@ -380,6 +380,21 @@ def test_an_operation_that_does_nothing_breaks_the_operations(kind: type[FakePor
     bench.assert_left_as_it_was()
 
 
+def test_a_holders_preempt_that_does_nothing_is_found_with_two_nodes_too() -> None:
+    class TakesOverOnly(FakePort):
+        """As nvmet of Linux 6.18: a preempt of the holder works, one by the holder is only reported."""
+
+        def preempt(self, key: int, victim: int, type: PrType, abort: bool = True) -> None:
+            if self.unit.holder != self.nexus:
+                super().preempt(key, victim, type, abort)
+
+    bench = with_ports(TakesOverOnly)
+    bench.silent["n3"] = "it is not heard"
+    findings = bench.run()
+    assert Promise.FENCE in broken(findings)
+    assert "which holds the device, preempts" in findings[Promise.FENCE].found[0]
+
+
 def test_a_path_through_which_no_reservation_command_passes_is_found() -> None:
     class Deaf(FakePort):
         def register(self, old: int, new: int, ignore_existing: bool = False) -> None:

@@ -76,12 +76,12 @@ def test_nvmet_of_linux_7_3_keeps_all_but_the_persistence(bench: Bench) -> None:
 
 @pytest.mark.parametrize("bench", [BROKEN_KERNEL], indirect=True)
 def test_nvmet_of_linux_6_18_is_found_not_to_fence(bench: Bench) -> None:
-    """Its preempt reports success and does nothing, and a write in flight lands after a preempt-and-abort."""
+    """A preempt by the holder reports success and does nothing. (That its preempt-and-abort does not wait for writes in
+    flight shows only where they are slow: docs/limits.md.)"""
     code, verdicts, report = bench.preflight("--rounds", "2")
     assert code == 5, report
     assert verdicts["fence"] == "broken", report
-    assert verdicts["late-writes"] != "kept", report
-    told = bench.run("preflight", "--read-only", "--read-mib", "8")
-    assert told.status in (3, 5)
+    [found] = [each["found"] for each in report["promises"] if each["promise"] == "fence"]
+    assert any("which holds the device, preempts" in line for line in found), found
     refused = bench.run("volume", "add", "v1", "--address=10.77.1.50/24", "--clients=10.77.1.0/24", "--format")
     assert refused.status != 0 and b"broken" in refused.stderr, refused.stderr
