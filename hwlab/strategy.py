@@ -34,6 +34,8 @@ LUN_TIMEOUT_S = 60.0
 CLUSTER_TIMEOUT_S = 90.0
 SERVING_TIMEOUT_S = 120.0
 MOUNT_TIMEOUT_S = 60.0
+# The first Python of an emulated processor that has just booted.
+STATUS_TIMEOUT_S = 120.0
 
 
 def serve(lab: Lab, say: Progress) -> None:
@@ -313,7 +315,7 @@ def wait_until_serving(volume: VolumeSpec, nodes: list[Host], say: Progress) -> 
 def status(nodes: list[Host]) -> Mapping[str, Any]:
     """`hactl status --json` of the first node that answers; empty if none does."""
     for host in nodes:
-        result = host.command.run(["hactl", "status", "--json"], check=False)
+        result = host.command.run(["hactl", "status", "--json"], timeout_s=STATUS_TIMEOUT_S, check=False)
         if result.status == 0:
             answer: Mapping[str, Any] = json.loads(result.stdout)
             return answer
