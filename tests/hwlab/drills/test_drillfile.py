@@ -59,6 +59,12 @@ def test_all_drills_that_ship_can_be_read() -> None:
         assert drill.steps and drill.about.strip()
 
 
+def test_the_drill_of_power_fencing_is_played_where_nodes_can_be_switched_off() -> None:
+    """Anywhere else the reservation alone would do, and nobody be switched off."""
+    topology, _ = load_topology(load_drill("power-fence").topology)
+    assert topology.bmc is not None and "power" in topology.bmc.levels and topology.bmc.distrust
+
+
 def test_a_drill_that_needs_paths_names_a_topology_with_two_for_every_node() -> None:
     for name in names():
         drill = load_drill(name)
