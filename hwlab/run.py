@@ -443,8 +443,15 @@ class Run:
         return gather.notices(done.stdout.decode(errors="replace"), self._observers.clocks[host].before)
 
     def _recoveries(self) -> tuple[Recovery, ...] | None:
-        try:
-            entries = cluster.read_history(self._stage, self._answering())
-        except (ClusterSilent, AttributeError):
-            return None
-        return gather.recoveries(entries, self._epoch_first, self._observers.clocks)
+        """Ask until the last holder's is told: a takeover is recorded when the clients' grace is over."""
+        end, newest = time.monotonic() + END_S, self._observers.holder_epoch()
+        while True:
+            try:
+                entries = cluster.read_history(self._stage, self._answering())
+            except (ClusterSilent, AttributeError):
+                return None
+            found = gather.recoveries(entries, self._epoch_first, self._observers.clocks)
+            told = max((recovery.epoch for recovery in found if not recovery.failed), default=self._epoch_first)
+            if told >= newest or time.monotonic() > end:
+                return found
+            time.sleep(POLL_S)

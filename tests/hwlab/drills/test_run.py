@@ -96,6 +96,7 @@ class World:
         self.server, self.epoch = 1, 4
         self.recoveries: list[dict[str, object]] = []
         self.healed = 0
+        self.asked = 0
         self.faults: list[str] = []
         self.witnesses: list[subprocess.Popen[bytes]] = []
         self.disk = folder / "disk"
@@ -136,7 +137,8 @@ class World:
         if words == "hactl timing --json":
             return self._answer([{"phase": "detect", "best_ms": 0, "worst_ms": 5000, "because": "a toy"}])
         if words == "hactl history --json":
-            return self._answer(self.recoveries)
+            self.asked += 1
+            return self._answer([] if self.flaw == "recorded late" and self.asked < 3 else self.recoveries)
         if "nfsd/clients" in words:
             shown = ["10.77.1.21:900", "10.77.1.22:901"]
             return self._say("".join(f'clientid: 0x{n}\naddress: "{a}"\n' for n, a in enumerate(shown)))
@@ -430,3 +432,9 @@ def test_an_address_that_is_answered_all_the_time_fails_a_drill_that_wants_silen
     code, world = play(text=text, deadline_s=0.6)
     assert code is Exit.INVALID
     assert "not within 1 s: nobody answers for the served address" in reasons(world)
+
+
+def test_a_recovery_that_is_recorded_late_is_waited_for(play: Callable[..., tuple[Exit, World]]) -> None:
+    """Nodes record one when the clients' grace is over."""
+    code, world = play("recorded late")
+    assert code is Exit.VALID and world.asked == 3
