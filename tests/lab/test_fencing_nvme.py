@@ -104,4 +104,4 @@ def test_nvmet_keeps_the_contract(three_hosts: Lab, port: str) -> None:
 
 
 def test_the_fake_and_nvmet_agree_on_random_operations(three_hosts: Lab) -> None:
-    assert contract(three_hosts, "compare", "--port", "nvme", "--seed", "12", "--count", "300") == []
+    assert contract(three_hosts, "compare", "--port", "nvme", "--seed", "12", "--count", "10000") == []
