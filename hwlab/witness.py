@@ -57,15 +57,14 @@ class Backing:
         if stat.S_ISBLK(os.stat(path).st_mode):
             flags |= os.O_DIRECT
         self._fd = os.open(path, flags)
-        self._buffers: dict[int, mmap.mmap] = {}
 
     def read(self, offset: int, length: int) -> bytes:
-        # Kept: each new page costs an emulated host a fault.
-        if length not in self._buffers:
-            self._buffers[length] = mmap.mmap(-1, length)
-        buffer = self._buffers[length]
+        # A new one each time: one that was kept went on showing what it held first, on User-Mode Linux, in some runs.
+        buffer = mmap.mmap(-1, length)
         count = os.preadv(self._fd, [buffer], offset)
-        return buffer[:count]
+        data = bytes(buffer[:count])
+        buffer.close()
+        return data
 
 
 def parse_stamp(block: bytes) -> "tuple[str, int]":
