@@ -18,7 +18,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self.fed: list[object] = []
-        self.clock = Clock(monotonic_s=lambda: 7.5, unix_ms=lambda: 0)
+        self.clock = Clock(monotonic_s=lambda: 7.5, unix_ms=lambda: 0, pause_s=lambda seconds: None)
 
     def feed(self, event: object) -> None:
         self.fed.append(event)
