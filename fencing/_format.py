@@ -1,9 +1,9 @@
 """Making a volume of a disk: partitions, file system, label. The administrator's path; tools are run here.
 
-The label is written last: until then no node sees a volume, so a format that was cut off is simply begun
-again. The disk is fenced first and stays owned by the key of this format, with no owner in its label: it
-refuses everybody else's writes from the first moment on, and the node that starts the volume takes it with a
-higher epoch.
+The labels are written last: until then no node sees a volume, so a format that was cut off is simply begun
+again. They say that the volume is not wanted, until a last write to one of them does. The disk is fenced first and
+stays owned by the key of this format, with no owner in its label: it refuses everybody else's writes from the first
+moment on, and the node that starts the volume takes it with a higher epoch.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from fencing import _maps
 from fencing._disk import LABEL_AREA_END, DiskLabels, open_lun, size_bytes
 from fencing._threads import Threads
-from fencing.acquisition import Intent, fence, stamp
+from fencing.acquisition import Intent, fence, offer, stamp
 from fencing.claim import WITNESS_FS
 from fencing.errors import FencingError, FormatFailed, FormatRefused, LabelError
 from fencing.foreign import describe
@@ -149,7 +149,10 @@ def format_set(
         label = _first_label(new, identity, luns, handle.epoch)
         try:
             _make(disks, new, label, join, say)
-            stamp(handle, label, stopwatch=Stopwatch(clock))
+            # nobody takes a volume that is not wanted: not while the labels are half written
+            stamp(handle, replace(label, wanted="stopped"), stopwatch=Stopwatch(clock))
+            if label.wanted != "stopped":
+                offer(handle, label.wanted)
         except FencingError:
             raise
         except Exception as error:

@@ -166,6 +166,34 @@ def _stamp_one(lun: Lun, epoch: int, label: Label, stopwatch: Stopwatch) -> None
         stopwatch.time(lun.wwid, "label write", partial(write_copy, lun, label, slot))
 
 
+def offer(handle: Handle, wanted: str) -> None:
+    """The last thing that the maker of a volume writes: what is wanted of it, in one copy on one device.
+
+    Whoever reads it may take the volume at once, this node too, whose writes no fence would refuse: so it is written
+    once, never again, and a newer label of the same volume means that it was taken. Else the failure is raised.
+    """
+    if handle.label is None:
+        raise ValueError("the handle has no label yet")
+    lun = handle.luns[-1]
+    label = replace(handle.label.on(lun.wwid), wanted=wanted, seq=handle.label.seq + 1)
+    failure: PortError | None = None
+    found = lun.labels.read()
+    try:
+        lun.labels.write(label, found.next_slot if found else 0)
+    except (NotDelivered, OutcomeUnknown, Refused) as error:
+        failure = error
+    found = lun.labels.read()
+    if found is None or not _follows(found.label, label):
+        raise failure or InvariantBroken("the label does not read back as it was written", device=lun.wwid)
+    handle.label = label
+
+
+def _follows(found: Label, label: Label) -> bool:
+    """Whether a label is that one, or one that its volume got later."""
+    newer = (found.epoch, found.seq) >= (label.epoch, label.seq)
+    return found.volume_uuid == label.volume_uuid and newer
+
+
 def _fence(
     luns: tuple[Lun, ...],
     identity: Identity,

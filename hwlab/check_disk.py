@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import pairwise
 
 from hwlab.history import (
     REGISTRANTS_MAY_WRITE,
+    DiskWrite,
     Epoch,
     History,
     Reservation,
@@ -14,8 +16,11 @@ from hwlab.history import (
     key_node,
 )
 from hwlab.reason import Reason, invalid, unknown
+from hwlab.stamps import BLOCK, STAMP_BASE
 
 STAMP_READ_MS_MAX = 1000.0
+LABEL_OFFSETS = (1 << 20, (1 << 20) + (64 << 10))
+"""Of the two copies, as in witness.py."""
 BLOCKS_PER_NODE = 16
 """As in latewriter.py."""
 
@@ -152,8 +157,9 @@ def judge_late_writes(history: History) -> Late:
     first own write, the label, comes after that. So the last reading that was followed by a label of the old epoch
     shows what landed in time, and a higher number, on the disk at any later moment or reported as written by the
     writer, is late. What landed between the fence itself and that reading cannot be told apart: `blind_ms` is the
-    longest such interval. Nor can what landed between that reading and the next one, in which the label came: that is
-    unknown. A node with several blocks (latewriter.py) is judged block by block.
+    longest such interval. Nor can what landed between that reading and the next one, in which the label came, unless
+    the target's kernel noted the order (writeorder.py): else that is unknown. A node with several blocks
+    (latewriter.py) is judged block by block.
     """
     found = [
         judge_block(history, fenced, block)
@@ -211,12 +217,20 @@ def judge_block(history: History, fenced: Fenced, block: int) -> Block:
         what = f"{name}'s stamps were not read when its key had left {fenced.device}"
         return Block(block=block, reasons=(unknown(what),))
     base = last_in_time(history, fenced, seen)
-    told = first_with_label(fenced, seen, base)
+    told = first_after_label(fenced, seen, base)
     landed = landed_after(history, fenced, block, seen, told.n)
+    order = order_of(history, fenced, block) if told.n > base.n else Order.UNTOLD
     reasons = []
+    told_late = f"{len(landed)} writes of {name} landed on {fenced.device} after its key had left it"
+    if landed and not somebody_went_on(history, fenced):
+        reasons.append(unknown(f"{told_late}, but nobody went on: PREEMPT AND ABORT may have been waiting for them"))
+        landed = set()
     if landed:
-        reasons.append(invalid(f"{len(landed)} writes of {name} landed on {fenced.device} after its key had left it"))
-    if told.n > base.n:
+        reasons.append(invalid(told_late))
+    if order is Order.LATE:
+        reasons.append(invalid(f"a write of {name} to block {block} of {fenced.device} was done after the new label"))
+        landed.add(told.n)
+    if told.n > base.n and order is Order.UNTOLD:
         where = f"block {block} of {fenced.device} within the {told.at_ms - base.at_ms:.0f} ms in which the label came"
         reasons.append(unknown(f"a write of {name} landed on {where}: in time or late, nobody knows"))
     return Block(
@@ -226,6 +240,39 @@ def judge_block(history: History, fenced: Fenced, block: int) -> Block:
         blind_ms=told.at_ms - fenced.since_ms,
         reasons=tuple(reasons),
     )
+
+
+class Order(Enum):
+    """Of an old owner's write and the new owner's label, by the target's kernel."""
+
+    IN_TIME = "done before the label was begun"
+    LATE = "done after it was begun"
+    UNTOLD = "not noted"
+
+
+def order_of(history: History, fenced: Fenced, block: int) -> Order:
+    """Since its key left the device: the command that took it ends before the new owner begins to write its label, and
+    not before the device has done what it had of the old one."""
+    noted = [each for each in history.disk_writes if each.device == fenced.device and each.at_ms > fenced.since_ms]
+    begun = [n for n, each in enumerate(noted) if not each.done and touches_label(each)]
+    done = [n for n, each in enumerate(noted) if each.done and each.touches(STAMP_BASE + block * BLOCK, BLOCK)]
+    if not begun or not done:
+        return Order.UNTOLD
+    return Order.LATE if done[-1] > begun[0] else Order.IN_TIME
+
+
+def touches_label(write: DiskWrite) -> bool:
+    return any(write.touches(offset, BLOCK) for offset in LABEL_OFFSETS)
+
+
+def somebody_went_on(history: History, fenced: Fenced) -> bool:
+    """A fence that never ended hurts nobody: no new label, nothing that a client asked for after it and was given."""
+    given = (write.submit_ms > fenced.at_ms and not write.error for write in history.writes or ())
+    return labelled_anew(history, fenced) or any(given)
+
+
+def labelled_anew(history: History, fenced: Fenced) -> bool:
+    return any(label.device == fenced.device and label.epoch > fenced.epoch for label in history.epochs)
 
 
 def stamps_of(stamps: Sequence[StampSeen], fenced: Fenced, block: int) -> list[StampSeen]:
@@ -240,7 +287,7 @@ def stamps_of(stamps: Sequence[StampSeen], fenced: Fenced, block: int) -> list[S
 def last_in_time(history: History, fenced: Fenced, seen: Sequence[StampSeen]) -> StampSeen:
     """The last reading after which the label was still the old owner's; the first of all if no newer label came."""
     last = seen[0]
-    if not any(label.device == fenced.device and label.epoch > fenced.epoch for label in history.epochs):
+    if not labelled_anew(history, fenced):
         return last
     for stamp in seen:
         if stamp.epoch_after is None or stamp.epoch_after > fenced.epoch:
@@ -249,13 +296,18 @@ def last_in_time(history: History, fenced: Fenced, seen: Sequence[StampSeen]) ->
     return last
 
 
-def first_with_label(fenced: Fenced, seen: Sequence[StampSeen], base: StampSeen) -> StampSeen:
-    """The reading after `base` if the new label had come by then and a write landed meanwhile: which of the two was
-    first cannot be told. Else `base`."""
-    following = next((stamp for stamp in seen if stamp.at_ms > base.at_ms), base)
-    old = base.epoch_after is not None and base.epoch_after <= fenced.epoch
-    new = following.epoch_after is not None and following.epoch_after > fenced.epoch
-    return following if old and new and following.n > base.n else base
+def first_after_label(fenced: Fenced, seen: Sequence[StampSeen], base: StampSeen) -> StampSeen:
+    """The first reading that surely began after the new label came, if a write landed between `base` and that one:
+    which of the two was first, reading does not tell. Else `base`.
+
+    The one after `base` found the new label when its stamps were read already, so it may be older than that label.
+    """
+    later = [stamp for stamp in seen if stamp.at_ms > base.at_ms][:2]
+    if not later or base.epoch_after is None or base.epoch_after > fenced.epoch:
+        return base
+    if later[0].epoch_after is None or later[0].epoch_after <= fenced.epoch:
+        return base
+    return later[-1] if later[-1].n > base.n else base
 
 
 def landed_after(history: History, fenced: Fenced, block: int, seen: Sequence[StampSeen], base: int) -> set[int]:

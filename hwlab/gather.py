@@ -10,6 +10,7 @@ from hwlab.history import (
     Answer,
     Answers,
     Attempt,
+    DiskWrite,
     Epoch,
     Found,
     Notice,
@@ -178,6 +179,22 @@ def stamps_seen(events: Iterable[Event], clock: Clock, run: str) -> tuple[StampS
         for event in events
         if event["t"] == "stamps"
         for row in event["rows"]
+    )
+
+
+def disk_writes(events: Iterable[Event], clock: Clock) -> tuple[DiskWrite, ...]:
+    """None of a reading of which the kernel lost some: half an order is none."""
+    return tuple(
+        DiskWrite(
+            device=event["device"],
+            at_ms=clock.from_mono_ns(row["at"]),
+            done=row["done"],
+            offset=row["offset"],
+            length=row["length"],
+        )
+        for event in events
+        if event["t"] == "writes"
+        for row in event["rows"] or ()
     )
 
 

@@ -103,9 +103,12 @@ def common_words(guest: Guest, *, nic: str, lun_devices: list[str]) -> list[str]
         words.append(f"hwlab.target={','.join([f'{prefix}:{target.name}', *topology.portals()])}")
     if topology.transport == NVME:
         words.append(f"hwlab.hostid={identity}")
+        words.append(f"hwlab.keepalive={topology.keep_alive_s}")
     else:
         words.append(f"hwlab.initiator={initiator_name(spec.name)}")
     if spec.role is Role.TARGET:
+        # A target whose kernel failed half way answers no reservation command any more, for ever: let it boot.
+        words.append("oops=panic")
         initiators = [initiator_name(node.name) for node in topology.with_role(Role.NODE)]
         words.append(f"hwlab.initiators={','.join(initiators)}")
         words.append(f"hwlab.slow={topology.slow_stamps_ms}")

@@ -131,6 +131,20 @@ class StampSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskWrite:
+    """A write to a device as the target's kernel noted it: issued at that moment, or done. In the kernel's order."""
+
+    device: str
+    at_ms: float
+    done: bool
+    offset: int
+    length: int
+
+    def touches(self, offset: int, length: int) -> bool:
+        return self.offset < offset + length and offset < self.offset + self.length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StampWrite:
     """One stamp as its writer saw it. `error` "" means that the disk said it is written."""
 
@@ -292,6 +306,8 @@ class History:
     reads: tuple[Read, ...] | None = None
     timing: tuple[TimingRow, ...] | None = None
     notices: tuple[Notice, ...] | None = None
+    disk_writes: tuple[DiskWrite, ...] = ()
+    """After each fence until the new label, where the target's kernel notes them."""
     rate_error: float = 0.0
     """By how much the fastest or slowest of the nodes' clocks is off true time (0.05 = 5 %)."""
     lost: tuple[str, ...] = ()

@@ -343,6 +343,7 @@ class Run:
             kernel_complaints=None if kernel_log is None else gather.complaints(kernel_log, self._marker()),
             reservations=gather.all_reservations(watched),
             stamps_seen=tuple(each for seen in watched for each in gather.stamps_seen(*seen, observers.run)),
+            disk_writes=tuple(each for seen in watched for each in gather.disk_writes(*seen)),
             stamp_writes=tuple(
                 write
                 for number, feed in observers.stampers

@@ -137,6 +137,9 @@ def wait_for_disks(lab: Lab, nodes: list[Host], say: Progress) -> None:
 
 def paths_up(topology: Topology) -> list[str]:
     """With several paths, every one of them: what takes one away must not take the last one."""
+    if topology.transport == NVME:
+        live = "grep -lx live /sys/class/nvme/nvme*/state | wc -l"
+        return [f'[ "$({live})" -ge {len(topology.portals())} ]']
     if not topology.multipath:
         return []
     number = len(topology.luns) * len(topology.portals())
@@ -153,7 +156,7 @@ def give_secrets(lab: Lab, nodes: list[Host]) -> None:
 def further_sections(topology: Topology) -> bytes:
     """What hactl.toml says beyond what `hactl init` writes."""
     timing = timing_section(topology.timing) if topology.timing else b""
-    return timing + bmc.configuration(topology).encode()
+    return timing + bmc.configuration(topology).encode() + f"\n{topology.sections}".encode()
 
 
 def configure(nodes: list[Host], say: Progress, options: Sequence[str] = (), further: bytes = b"") -> None:

@@ -141,11 +141,15 @@ class Topology:
     """Nodes that have everything installed, and are in no cluster at first."""
     timing: Mapping[str, int] = field(default_factory=dict)
     """Values for the section `[timing]` of hactl.toml; empty = hactl's own."""
+    sections: str = ""
+    """More of hactl.toml, as it stands there."""
     witness: tuple[str, ...] = ()
     """Names of the LUNs that are the cluster's witness."""
     bmc: BmcSpec | None = None
     slow_stamps_ms: int = 0
     """How long the target takes for each write to the stamps' area; other writes are not slowed."""
+    keep_alive_s: int = 5
+    """Of NVMe connections: after so long a silence either end takes the other for lost."""
     multipath: bool = False
     """Whether nodes run multipathd, so that the paths to a LUN become one dm device."""
 
@@ -225,8 +229,10 @@ def parse(text: str, where: str) -> Topology:
         token_ms=table.take("token_ms", int, 0) or 0,
         timing=_timing(table.take_table("timing")),
         spare=tuple(table.take("spare", list, [])),
+        sections=table.take("sections", str, "") or "",
         witness=tuple(table.take("witness", list, [])),
         slow_stamps_ms=table.take("slow_stamps_ms", int, 0) or 0,
+        keep_alive_s=table.take("keep_alive_s", int, 5),
         multipath=table.take_flag("multipath"),
         bmc=_bmc(table.take_table("bmc")),
     )

@@ -7,6 +7,8 @@ reports each change between two times:
 complete: the change happened in between. Right after each change it reads the stamps from the backing device, and
 goes on reading them, and then the label, until the label names a new epoch: a key leaves the target's table
 before the command that removes it has waited for what was in flight, and only then does the new owner write.
+Which of two writes between two looks was first the kernel may have noted (hwlab/writeorder.py): once the new label is
+there, all writes since the last change are said.
 
 JSON lines on stdout, times in CLOCK_MONOTONIC nanoseconds. The word `stop` on stdin, or its end, ends it.
 """
@@ -24,13 +26,13 @@ import threading
 import time
 
 from hwlab.nvmet_table import NvmetTable, nvmet_tables
+from hwlab.writeorder import write_order
 
 CORE = "/sys/kernel/config/target/core"
 LABEL_OFFSETS = (1 << 20, (1 << 20) + (64 << 10))
 STAMP_BASE = 3 << 20
 BLOCK = 4096
 STAMP_EVERY_NS = 250_000_000
-LABEL_EVERY_NS = 200_000_000
 FOLLOW_NS = 15_000_000_000
 ALIVE_EVERY_NS = 1_000_000_000
 KEY = re.compile(r"(?P<nexus>\S+)\s+Key: (?P<key>0x[0-9a-f]+)")
@@ -155,12 +157,13 @@ class Lun:
         self._labels: list[dict[str, object]] = []
         self._began_ns = time.monotonic_ns()
         self._stamps_ns = 0
-        self._labels_ns = 0
         self._epoch = 0
         self._follow_until_ns = 0
         self._epoch_followed = 0
+        self._epoch_told = 0
         self.gap_ns_max = 0
         self._backing = Backing(table.backing)
+        self._order = write_order(table.backing)
 
     def sample(self) -> None:
         began_ns = time.monotonic_ns()
@@ -172,17 +175,23 @@ class Lun:
             self._state = state
             say("pr", device=self.name, since=since_ns, at=at_ns, **self._table.describe())
             self._follow_until_ns, self._epoch_followed = at_ns + FOLLOW_NS, self._epoch
+            if self._order is not None:
+                self._order.forget()
             self.stamps(always=True)
         elif self._follows(at_ns) or at_ns - self._stamps_ns > STAMP_EVERY_NS:
             self.stamps(always=False)
-        if at_ns - self._labels_ns > LABEL_EVERY_NS:
-            self._label()
+        if self._order is not None and self._epoch != self._epoch_told:
+            self._epoch_told = self._epoch
+            say("writes", device=self.name, at=at_ns, rows=self._order.read())
 
     def _follows(self, at_ns: int) -> bool:
         return at_ns < self._follow_until_ns and self._epoch == self._epoch_followed
 
     def stamps(self, always: bool) -> None:
-        """Read the stamp area, then the label; say the stamps if they must be said, or changed."""
+        """Read the stamp area, then the label; say the stamps if they must be said, or changed.
+
+        A label with a new epoch may be newer than the stamps that were read before it: then both are read again."""
+        epoch = self._epoch
         data = self._backing.read(STAMP_BASE, BLOCK * (max(self._numbers) + 1))
         self._stamps_ns = time.monotonic_ns()
         self._label()
@@ -190,17 +199,20 @@ class Lun:
         same = data == self._area
         self._area = data
         found = self._stamps if same else self._parse(data)
-        if always or found != self._stamps:
+        news = self._epoch != epoch
+        if always or news or found != self._stamps:
             self._stamps = found
             rows = [{"node": n, "run": run, "n": count} for n, (run, count) in found.items()]
             say("stamps", device=self.name, at=self._stamps_ns, epoch_after=self._epoch, rows=rows)
+        if news:
+            self.stamps(always=True)
 
     def _parse(self, data: bytes) -> "dict[int, tuple[str, int]]":
         return {n: parse_stamp(data[n * BLOCK : (n + 1) * BLOCK]) for n in self._numbers}
 
     def _label(self) -> None:
         copies = [self._backing.read(offset, BLOCK) for offset in LABEL_OFFSETS]
-        self._labels_ns = time.monotonic_ns()
+        at_ns = time.monotonic_ns()
         if copies == self._copies:
             return
         self._copies = copies
@@ -209,7 +221,7 @@ class Lun:
         self._epoch = max([self._epoch, *(epoch for epoch in epochs if isinstance(epoch, int))])
         if labels != self._labels:
             self._labels = labels
-            say("label", device=self.name, at=self._labels_ns, copies=labels)
+            say("label", device=self.name, at=at_ns, copies=labels)
 
 
 def run_first(priority: int) -> bool:

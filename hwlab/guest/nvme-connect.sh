@@ -4,25 +4,29 @@
 #
 #   hwlab.target=NQN,ADDRESS,…
 #   hwlab.hostid=UUID          this host's: registrations belong to it, over all connections
+#   hwlab.keepalive=SECONDS    after so long a silence the host takes the target for lost; the target drops a silent host
+#                              and all that it had in flight after as long, or twice as long. A preempt-and-abort of
+#                              another host may wait for that. nvmet up to Linux 7.3 can crash if it drops a host in the
+#                              midst of such a wait: let it be longer than the slowest write takes (docs/fencing.md)
 #
-# keep_alive_tmo: after so many seconds of silence the host takes the target for lost; the target drops a silent host
-# and all that it had in flight after as long, and a preempt-and-abort of another host may wait for that.
 # fast_io_fail_tmo: so long after the loss I/O fails instead of waiting, as with the replacement timeout of iscsid.conf.
 set -u
 
 target=
 hostid=
+keepalive=
 read -r cmdline </proc/cmdline
 for item in $cmdline; do
     case $item in
     hwlab.target=*) target=${item#*=} ;;
     hwlab.hostid=*) hostid=${item#*=} ;;
+    hwlab.keepalive=*) keepalive=${item#*=} ;;
     esac
 done
 nqn=${target%%,*}
 options="transport=tcp,nqn=$nqn,trsvcid=4420"
 options="$options,hostnqn=nqn.2014-08.org.nvmexpress:uuid:$hostid,hostid=$hostid"
-options="$options,keep_alive_tmo=5,reconnect_delay=1,ctrl_loss_tmo=-1,fast_io_fail_tmo=5"
+options="$options,keep_alive_tmo=$keepalive,reconnect_delay=1,ctrl_loss_tmo=-1,fast_io_fail_tmo=5"
 
 connected() {
     for file in /sys/class/nvme/*/address; do

@@ -22,6 +22,8 @@ def build(nqn: str, portals: "list[str]", luns: "list[tuple[str, str, str]]", ho
     subprocess.run(["modprobe", "-a", "nvmet", "nvmet-tcp", "nvme-loop"], check=True)
     if not NVMET.exists():
         subprocess.run(["mount", "-t", "configfs", "configfs", str(CONFIG)], check=True)
+    # For the witness (hwlab/writeorder.py). These hosts do without systemd's unit for it.
+    subprocess.run(["mount", "-t", "tracefs", "tracefs", "/sys/kernel/tracing"], check=True)
     subsystem = NVMET / "subsystems" / nqn
     # Made anew at each boot otherwise: the same namespace would have another name in /dev/disk/by-id.
     write(subsystem, attr_allow_any_host="1", attr_serial=hostid.replace("-", "")[:20])

@@ -150,6 +150,9 @@ def test_a_cluster_with_several_paths_is_healthy_only_with_all_of_them() -> None
     multipath, _ = load("multipath")
     [test] = strategy.paths_up(multipath)
     assert test.endswith("-ge 2 ]"), "two portals, one LUN"
+    nvme, _ = load("nvmepaths")
+    [test] = strategy.paths_up(nvme)
+    assert "live" in test and test.endswith("-ge 2 ]"), "two portals: two controllers"
     assert strategy.paths_up(TOPOLOGY) == []
 
 

@@ -11,6 +11,7 @@ from hwlab.checker import judge
 from hwlab.history import (
     Attempt,
     Condition,
+    DiskWrite,
     End,
     Epoch,
     Found,
@@ -203,6 +204,22 @@ def test_a_key_that_left_while_its_node_went_on_writing_is_caught_write_by_write
     assert judge(changed).late_writes == 10
 
 
+def landed_with_the_label(base: Any, epoch_after: int | None, read_before: bool = False) -> Any:
+    """Write 501 landed between the reading after which OLD (epoch 4) had the label still, and the next one; or only
+    after that one's stamps were read, whose label was new all the same."""
+    seen = list(base.stamps_seen)
+    seen[2] = replace(seen[2], epoch_after=4)
+    first = 500 if read_before else 501
+    seen[3:] = [
+        StampSeen(device=LUN, at_ms=seen[2].at_ms + 12, node=1, n=first, epoch_after=epoch_after),
+        StampSeen(device=LUN, at_ms=seen[2].at_ms + 15, node=1, n=501, epoch_after=epoch_after and 5),
+        StampSeen(device=LUN, at_ms=seen[2].at_ms + 16, node=1, n=501, epoch_after=epoch_after and 5),
+    ]
+    landed = StampWrite(node=1, n=501, submit_ms=11_190, done_ms=11_210)
+    refused = StampWrite(node=1, n=502, submit_ms=11_220, done_ms=16_000, error="Invalid exchange")
+    return replace(base, stamps_seen=tuple(seen), stamp_writes=(*base.stamp_writes[:-1], landed, refused))
+
+
 @pytest.mark.parametrize(
     ("epoch_after", "late", "verdict"), [(4, 0, Verdict.VALID), (5, 0, Verdict.UNKNOWN), (None, 1, Verdict.INVALID)]
 )
@@ -210,18 +227,47 @@ def test_a_write_under_way_may_land_until_the_new_owner_wrote_its_label(
     history: Any, epoch_after: int | None, late: int, verdict: Verdict
 ) -> None:
     """OLD has epoch 4: a reading that was followed by a label of epoch 4 came before the new owner's first write."""
-    seen = list(history().stamps_seen)
-    seen[2] = replace(seen[2], epoch_after=4)
-    seen[3:] = [
-        StampSeen(device=LUN, at_ms=seen[2].at_ms + 12, node=1, n=501, epoch_after=epoch_after),
-        StampSeen(device=LUN, at_ms=20_001, node=1, n=501, epoch_after=5),
-    ]
-    landed = StampWrite(node=1, n=501, submit_ms=11_190, done_ms=11_210)
-    refused = StampWrite(node=1, n=502, submit_ms=11_220, done_ms=16_000, error="Invalid exchange")
-    changed = history(stamps_seen=tuple(seen), stamp_writes=(*history().stamp_writes[:-1], landed, refused))
+    changed = landed_with_the_label(history(), epoch_after)
     assert (judge(changed).late_writes, judge(changed).verdict) == (late, verdict)
     later = StampSeen(device=LUN, at_ms=20_002, node=1, n=502, epoch_after=5)
     assert judge(replace(changed, stamps_seen=(*changed.stamps_seen, later))).verdict is Verdict.INVALID
+
+
+def noted(done: bool, offset: int, device: str = LUN) -> DiskWrite:
+    return DiskWrite(device=device, at_ms=11_206, done=done, offset=offset, length=4096)
+
+
+LABEL, STAMP = 1 << 20, (3 << 20) + 4096
+
+
+@pytest.mark.parametrize(
+    ("order", "late", "verdict"),
+    [
+        ((noted(False, STAMP), noted(True, STAMP), noted(False, LABEL), noted(True, LABEL)), 0, Verdict.VALID),
+        ((noted(False, STAMP), noted(False, LABEL), noted(True, STAMP), noted(True, LABEL)), 1, Verdict.INVALID),
+        ((noted(False, LABEL), noted(True, LABEL)), 0, Verdict.UNKNOWN),
+        ((noted(True, STAMP, "another"), noted(False, LABEL)), 0, Verdict.UNKNOWN),
+        ((noted(True, STAMP), noted(False, STAMP + (1 << 20))), 0, Verdict.UNKNOWN),
+        ((replace(noted(True, STAMP), at_ms=9_000), noted(False, LABEL)), 0, Verdict.UNKNOWN),
+    ],
+)
+@pytest.mark.parametrize("read_before", [False, True])
+def test_which_of_write_and_label_was_first_is_known_where_the_kernel_noted_it(
+    history: Any, order: tuple[DiskWrite, ...], late: int, verdict: Verdict, read_before: bool
+) -> None:
+    changed = replace(landed_with_the_label(history(), 5, read_before), disk_writes=order)
+    assert (judge(changed).late_writes, judge(changed).verdict) == (late, verdict)
+
+
+def test_a_write_that_landed_without_a_new_owner_is_not_called_late(history: Any) -> None:
+    """The target failed while PREEMPT AND ABORT waited: nobody went on, so nobody was written over."""
+    seen = (*history().stamps_seen[:-1], replace(history().stamps_seen[-1], n=501))
+    before = tuple(write for write in history().writes if write.done_ms < 11_200.0)
+    stopped = history(stamps_seen=seen, epochs=history().epochs[:1], writes=before)
+    assert judge(stopped).late_writes == 0
+    assert judge(stopped).verdict is not Verdict.VALID
+    assert "nobody went on" in why(stopped)
+    assert judge(history(stamps_seen=seen, epochs=history().epochs[:1])).late_writes == 1
 
 
 def with_block(base: Any, *, landed_late: bool, refused: bool) -> dict[str, Any]:

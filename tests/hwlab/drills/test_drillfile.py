@@ -8,7 +8,7 @@ import pytest
 from hwlab.drillfile import DrillError, Expect, Fault, Flap, Reader, Watch, load_drill, names, parse
 from hwlab.faults import FAULTS
 from hwlab.run import REPAIRS
-from hwlab.topology import Role
+from hwlab.topology import NVME, Role
 from hwlab.topology import load as load_topology
 
 GOOD: dict[str, Any] = {
@@ -40,6 +40,7 @@ def test_all_drills_that_ship_can_be_read() -> None:
         "nvme-fenced-unplugged",
         "nvme-kill-primary",
         "nvme-late-write",
+        "nvme-path-loss",
         "nvme-target-power-loss",
         "path-loss",
         "path-return-new-isid",
@@ -53,6 +54,7 @@ def test_all_drills_that_ship_can_be_read() -> None:
         "target-power-loss",
         "target-power-loss-volatile",
         "two-node-split",
+        "watchdog-fence",
     ]
     for name in names():
         drill = load_drill(name)
@@ -71,7 +73,8 @@ def test_a_drill_that_needs_paths_names_a_topology_with_two_for_every_node() -> 
         kinds = {step.kind for step in (*drill.prepare, *drill.steps) if isinstance(step, Fault)}
         if kinds & {"cut-path", "renew-path"}:
             topology, _ = load_topology(drill.topology)
-            assert topology.multipath and len(topology.portals()) == 2
+            assert topology.multipath or topology.transport == NVME
+            assert len(topology.portals()) == 2
             assert all(set(topology.sans) <= set(host.addresses) for host in topology.with_role(Role.NODE))
 
 

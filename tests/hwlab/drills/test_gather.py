@@ -25,6 +25,13 @@ def test_an_owner_that_did_not_reach_its_end_gives_no_evidence() -> None:
     assert owner and (owner.releasing_ms, owner.trouble) == (1000, "")
 
 
+def test_the_order_of_writes_is_mapped_to_the_drills_clock_and_a_lost_one_left_out() -> None:
+    row = {"at": 2_000_000_000, "done": True, "offset": 4096, "length": 512}
+    told = [{"t": "writes", "device": "d", "rows": [row]}, {"t": "writes", "device": "d", "rows": None}]
+    (write,) = gather.disk_writes(told, CLOCK)
+    assert (write.device, write.at_ms, write.done, write.offset, write.length) == ("d", 1000, True, 4096, 512)
+
+
 def test_stamps_of_an_earlier_run_count_as_none() -> None:
     rows = [{"node": 1, "run": "old", "n": 99}, {"node": 2, "run": "new", "n": 5}]
     event = {"t": "stamps", "device": "d", "at": 2_000_000_000, "rows": rows}
