@@ -62,10 +62,17 @@ class Passthrough(DeviceErrors):
         return self._ioctl(self._fd, NVME_IOCTL_ID, bytearray(8))
 
     def read(self, command: Command, nsid: int, *, admin: bool = False) -> bytes:
-        """What the command brings back, in full length. Never OutcomeUnknown: whatever went wrong, nothing changed."""
+        """What the command brings back, in full length. Never OutcomeUnknown: whatever went wrong, nothing changed.
+
+        One that was given up with its controller is sent again, once: a namespace may have another path, and without
+        one the answer comes at once. For passthrough the kernel does not do that itself (REQ_FAILFAST_DRIVER)."""
         buffer = ctypes.create_string_buffer(command.reads)
+        request = NVME_IOCTL_ADMIN_CMD if admin else NVME_IOCTL_IO_CMD
         try:
-            self._send("read", command, nsid, buffer, NVME_IOCTL_ADMIN_CMD if admin else NVME_IOCTL_IO_CMD, 0, None)
+            try:
+                self._send("read", command, nsid, buffer, request, 0, None)
+            except OutcomeUnknown:
+                self._send("read", command, nsid, buffer, request, 0, None)
         except OutcomeUnknown as error:
             raise self.error("read", error.sense, NotDelivered, None) from error
         return buffer.raw

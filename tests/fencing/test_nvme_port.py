@@ -164,7 +164,16 @@ def test_what_a_failure_says_of_a_change(make: Make, answer: int | OSError, kind
 @pytest.mark.parametrize("answer", [0x371, OSError(errno.EINTR, "interrupted"), OSError(errno.EAGAIN, "try again")])
 def test_a_read_that_failed_changed_nothing(make: Make, answer: int | OSError) -> None:
     with pytest.raises(NotDelivered):
-        make(answer)[0].read()
+        make(answer, answer)[0].read()
+
+
+def test_a_read_that_was_given_up_with_its_path_is_sent_down_another_one_and_no_change_is(make: Make) -> None:
+    given_up = OSError(errno.EINTR, "interrupted system call")
+    port, kernel = make(given_up, report(1), given_up)
+    assert port.read().keys == (1,)
+    with pytest.raises(OutcomeUnknown):
+        port.reserve(1, OUR_TYPE)
+    assert len(kernel.asked) == 3
 
 
 def test_an_error_has_the_generation_that_was_read_before(make: Make) -> None:

@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 
-from hwlab.errors import LabError
-from hwlab.lab import open_lab, remove_lab
-from hwlab.preconditions import preconditions
 from hwlab.protocols import Host, Lab
 from hwlab.strategy import CONFIG, KEY, serve
 from hwlab.topology import LAN
+from tests.lab.labs import fresh_lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
@@ -39,17 +37,9 @@ print(count, worst)
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    try:
-        preconditions()
-    except LabError as error:
-        pytest.skip(str(error))
-    remove_lab(LAB, lambda _: None)
-    made = open_lab(LAB, "spare")
-    try:
+    with fresh_lab(LAB, "spare") as made:
         serve(made, print)
         yield made
-    finally:
-        remove_lab(LAB, print)
 
 
 def run(host: Host, *argv: str) -> str:

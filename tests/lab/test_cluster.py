@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 
 from hwlab.drill import Exit, run_drill
-from hwlab.errors import LabError
-from hwlab.lab import open_lab, remove_lab
 from hwlab.labstage import LabStage
-from hwlab.preconditions import preconditions
 from hwlab.stage import Done, HostSilent
+from tests.lab.labs import fresh_lab
 
 pytestmark = pytest.mark.lab
 
@@ -50,18 +48,10 @@ never is."""
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[LabStage]:
-    try:
-        preconditions()
-    except LabError as error:
-        pytest.skip(str(error))
-    remove_lab(LAB, lambda _: None)
-    lab = open_lab(LAB)
-    try:
+    with fresh_lab(LAB) as lab:
         made = LabStage(lab)
         made.heal(print)
         yield made
-    finally:
-        remove_lab(LAB, print)
 
 
 def hactl(stage: LabStage, host: str, *words: str) -> Done:

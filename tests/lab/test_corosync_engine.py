@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from hwlab.drill import Exit, run_drill
-from hwlab.errors import LabError
-from hwlab.lab import open_lab, remove_lab
 from hwlab.labstage import LabStage
-from hwlab.preconditions import preconditions
+from tests.lab.labs import fresh_lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
@@ -26,18 +24,10 @@ TRIES = 2
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[LabStage]:
-    try:
-        preconditions()
-    except LabError as error:
-        pytest.skip(str(error))
-    remove_lab(LAB, lambda _: None)
-    lab = open_lab(LAB, "corosync")
-    try:
+    with fresh_lab(LAB, "corosync") as lab:
         made = LabStage(lab)
         made.heal(print)
         yield made
-    finally:
-        remove_lab(LAB, print)
 
 
 @pytest.mark.parametrize("name", ["kill-primary", "cut-primary"])

@@ -15,13 +15,11 @@ from typing import Any
 import pytest
 
 from hwlab.drill import Exit, run_drill
-from hwlab.errors import LabError
-from hwlab.lab import open_lab, remove_lab
 from hwlab.labstage import LabStage
-from hwlab.preconditions import preconditions
 from hwlab.progress import Progress
 from hwlab.protocols import Lab
 from hwlab.stage import Done
+from tests.lab.labs import fresh_lab
 
 pytestmark = pytest.mark.lab
 
@@ -210,19 +208,11 @@ class Toy(LabStage):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    try:
-        preconditions()
-    except LabError as error:
-        pytest.skip(str(error))
     path = tmp_path_factory.mktemp("lab") / "toydrill.toml"
     path.write_text(TOPOLOGY)
-    remove_lab(LAB, lambda _: None)
-    lab = open_lab(LAB, str(path))
-    try:
+    with fresh_lab(LAB, str(path)) as lab:
         lab.up(print)
         yield lab
-    finally:
-        remove_lab(LAB, print)
 
 
 def drill(lab: Lab, tmp_path: Path, mistake: str, name: str = "pause-primary") -> tuple[Exit, dict[str, Any]]:

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from hwlab.errors import LabError
-from hwlab.lab import open_lab, remove_lab
-from hwlab.preconditions import preconditions
 from hwlab.protocols import Host, Lab
+from tests.lab.labs import fresh_lab
 
 pytestmark = pytest.mark.lab
 
@@ -115,20 +113,12 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    try:
-        preconditions()
-    except LabError as error:
-        pytest.skip(str(error))
-    remove_lab(LAB, lambda _: None)
-    lab = open_lab(LAB, "small")
-    try:
+    with fresh_lab(LAB, "small") as lab:
         lab.up(print)
         bench = Bench(lab)
         for node in ("n1", "n2"):
             bench.push(node)
         yield bench
-    finally:
-        remove_lab(LAB, print)
 
 
 @pytest.fixture(scope="module")

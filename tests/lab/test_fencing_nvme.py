@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from hwlab.errors import LabError
-from hwlab.lab import open_lab, remove_lab
-from hwlab.preconditions import preconditions
 from hwlab.protocols import Lab
+from tests.lab.labs import fresh_lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
@@ -25,13 +23,7 @@ PYTHON = ["env", "PYTHONPATH=/opt/hactl/lib:/opt/hactl/site", "python3"]
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    try:
-        preconditions()
-    except LabError as error:
-        pytest.skip(str(error))
-    remove_lab(LAB, lambda _: None)
-    made = open_lab(LAB, "nvmepair")
-    try:
+    with fresh_lab(LAB, "nvmepair") as made:
         made.up(print)
         wait = f"for i in $(seq 300); do [ -b {DEVICE} ] && exit; sleep 0.1; done; exit 1"
         for node in ("n1", "n2"):
@@ -43,8 +35,6 @@ def lab() -> Iterator[Lab]:
             made.hosts[node].command.put(files, timeout_s=120)
             made.hosts[node].command.run(["sh", "-c", wait], timeout_s=60)
         yield made
-    finally:
-        remove_lab(LAB, print)
 
 
 def ask(lab: Lab, host: str, what: str, *arguments: str) -> dict[str, Any]:

@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 
-from hwlab.errors import LabError
-from hwlab.lab import open_lab, remove_lab
-from hwlab.preconditions import preconditions
 from hwlab.protocols import Host, Lab
+from tests.lab.labs import fresh_lab
 
 pytestmark = pytest.mark.lab
 
@@ -136,19 +134,11 @@ class Load:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    try:
-        preconditions()
-    except LabError as error:
-        pytest.skip(str(error))
     path = tmp_path_factory.mktemp("lab") / "fs.toml"
     path.write_text(TOPOLOGY)
-    remove_lab(LAB, lambda _: None)
-    lab = open_lab(LAB, str(path))
-    try:
+    with fresh_lab(LAB, str(path)) as lab:
         lab.up(print)
         yield lab
-    finally:
-        remove_lab(LAB, print)
 
 
 def run(host: Host, script: str, *words: str, check: bool = True) -> str:

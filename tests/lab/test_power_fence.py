@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 
 from hwlab.drill import Exit, run_drill
-from hwlab.errors import LabError
-from hwlab.lab import open_lab, remove_lab
 from hwlab.labstage import LabStage
-from hwlab.preconditions import preconditions
 from hwlab.protocols import Lab, PowerState
+from tests.lab.labs import fresh_lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
@@ -25,16 +23,8 @@ TRIES = 2
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    try:
-        preconditions()
-    except LabError as error:
-        pytest.skip(str(error))
-    remove_lab(LAB, lambda _: None)
-    made = open_lab(LAB, "power")
-    try:
+    with fresh_lab(LAB, "power") as made:
         yield made
-    finally:
-        remove_lab(LAB, print)
 
 
 @pytest.fixture(scope="module")

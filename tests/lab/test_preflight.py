@@ -14,12 +14,10 @@ from typing import Any
 import pytest
 
 from hwlab import strategy
-from hwlab.errors import LabError
 from hwlab.faults import inject
-from hwlab.lab import open_lab, remove_lab
-from hwlab.preconditions import preconditions
 from hwlab.protocols import Completed, Host, Lab
 from hwlab.topology import Role
+from tests.lab.labs import fresh_lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
@@ -119,13 +117,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
-    try:
-        preconditions()
-    except LabError as error:
-        pytest.skip(str(error))
-    remove_lab(LAB, lambda _: None)
-    lab = open_lab(LAB, "small")
-    try:
+    with fresh_lab(LAB, "small") as lab:
         lab.up(print)
         nodes = strategy.with_role(lab, Role.NODE)
         strategy.install(nodes, print)
@@ -138,8 +130,6 @@ def bench() -> Iterator[Bench]:
         heard = "[ $(hactl node list | grep -c alive) = 2 ]"
         made.sh("n1", f"for i in $(seq 120); do {heard} && exit; sleep 0.5; done; exit 1", timeout_s=120)
         yield made
-    finally:
-        remove_lab(LAB, print)
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 
 from hwlab import strategy
-from hwlab.errors import LabError
-from hwlab.lab import open_lab, remove_lab
-from hwlab.preconditions import preconditions
 from hwlab.protocols import Completed, Lab
 from hwlab.topology import TOPOLOGY_DIR, Role
+from tests.lab.labs import fresh_lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
@@ -42,15 +40,9 @@ class Bench:
 @pytest.fixture
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     """Two nodes at one namespace; the parameter names the kernel of all three hosts."""
-    try:
-        preconditions()
-    except LabError as error:
-        pytest.skip(str(error))
     topology = tmp_path / "pair.toml"
     topology.write_text(f'kernel = "{request.param}"\n' + (TOPOLOGY_DIR / "nvmepair.toml").read_text())
-    remove_lab(LAB, lambda _: None)
-    lab = open_lab(LAB, str(topology))
-    try:
+    with fresh_lab(LAB, str(topology)) as lab:
         lab.up(print)
         nodes = strategy.with_role(lab, Role.NODE)
         strategy.install(nodes, print)
@@ -61,8 +53,6 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
         script = f"for i in $(seq 120); do {heard} && exit; sleep 0.5; done; exit 1"
         lab.hosts["n1"].command.run(["sh", "-c", script], timeout_s=240)
         yield Bench(lab)
-    finally:
-        remove_lab(LAB, print)
 
 
 @pytest.mark.parametrize("bench", ["7.3"], indirect=True)

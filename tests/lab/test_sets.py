@@ -12,12 +12,10 @@ import pytest
 
 from hwlab import lunrace
 from hwlab.drill import Exit, run_drill
-from hwlab.errors import LabError
 from hwlab.history import Verdict
-from hwlab.lab import open_lab, remove_lab
 from hwlab.labstage import LabStage
-from hwlab.preconditions import preconditions
 from hwlab.protocols import Lab
+from tests.lab.labs import fresh_lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
@@ -28,17 +26,9 @@ RACES = 30
 
 @pytest.fixture(scope="module", params=["lvm", "md"])
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    try:
-        preconditions()
-    except LabError as error:
-        pytest.skip(str(error))
     name = f"sets{request.param}"
-    remove_lab(name, lambda _: None)
-    made = open_lab(name, request.param)
-    try:
+    with fresh_lab(name, request.param) as made:
         yield made
-    finally:
-        remove_lab(name, print)
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 
 from hwlab.drill import Exit, run_drill
-from hwlab.errors import LabError
-from hwlab.lab import open_lab, remove_lab
 from hwlab.labstage import LabStage
-from hwlab.preconditions import preconditions
 from hwlab.protocols import Lab
+from tests.lab.labs import fresh_lab
 
 pytestmark = pytest.mark.lab
 
@@ -28,16 +26,8 @@ GUEST = "/root/claim_guest.py"
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    try:
-        preconditions()
-    except LabError as error:
-        pytest.skip(str(error))
-    remove_lab(LAB, lambda _: None)
-    made = open_lab(LAB, "two")
-    try:
+    with fresh_lab(LAB, "two") as made:
         yield made
-    finally:
-        remove_lab(LAB, print)
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,10 @@ from typing import Any
 import pytest
 
 from hwlab import strategy
-from hwlab.errors import LabError
 from hwlab.guests import lun_file
-from hwlab.lab import open_lab, remove_lab
-from hwlab.preconditions import preconditions
 from hwlab.protocols import Completed, Lab
 from hwlab.topology import Role
+from tests.lab.labs import fresh_lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
@@ -168,13 +166,7 @@ def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
-    try:
-        preconditions()
-    except LabError as error:
-        pytest.skip(str(error))
-    remove_lab(LAB, lambda _: None)
-    lab = open_lab(LAB, str(HERE / "wrong_inputs.toml"))
-    try:
+    with fresh_lab(LAB, str(HERE / "wrong_inputs.toml")) as lab:
         lab.up(print)
         nodes = strategy.with_role(lab, Role.NODE)
         strategy.install(nodes, print)
@@ -185,8 +177,6 @@ def bench() -> Iterator[Bench]:
         strategy.start_daemons(nodes, print)
         serve_good(made)
         yield made
-    finally:
-        remove_lab(LAB, print)
 
 
 def spoil(bench: Bench) -> None:
