@@ -91,9 +91,11 @@ def _via(disk: str) -> str:
             return f"iSCSI {target} {portal}".strip()
         if part.startswith("rport-"):
             return f"FC {_text(SYSFS / 'class/fc_remote_ports' / part / 'port_name')}"
-    address = _text(device / "address")
-    if address:
-        return f"{_text(device / 'transport')} {address}".strip()
+    # with native multipath the disk is a head, and has a controller for each path
+    controllers = [device] if (device / "address").exists() else sorted(device.glob("nvme*/"))
+    told = [f"{_text(each / 'transport')} {_text(each / 'address')}" for each in controllers if _text(each / "address")]
+    if told:
+        return "; ".join(told)
     hosts = [part for part in device.parts if part.startswith("host") and part[4:].isdigit()]
     return _text(SYSFS / "class/scsi_host" / hosts[-1] / "proc_name") if hosts else ""
 

@@ -298,6 +298,15 @@ def complaints(kernel_log: str, marker: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in since.splitlines() if COMPLAINTS.search(line))
 
 
+KERNEL_FAILED = re.compile(r"^\[ *\d+\.\d+\] (?P<what>BUG: .*|kernel BUG at .*|Kernel panic .*)$", re.M)
+
+
+def kernel_failure(console: str) -> str:
+    """The first line on a console that tells that the kernel failed; "" for none."""
+    found = KERNEL_FAILED.search(console)
+    return found["what"].strip() if found else ""
+
+
 NOTICED = re.compile(r"verifying now: .*?: (?P<why>[^,]+)")
 LOST = re.compile(r"->leaving cause=.\w+: (?P<prompted>after a notice: )?(?P<why>.*?).$")
 STAMPED = re.compile(r"\[ *(?P<s>\d+\.\d+)\] (?P<text>.*)")

@@ -82,6 +82,13 @@ class LabStage:
         pipe = subprocess.PIPE
         return self._host(host).command.start(argv, stdin=pipe, stdout=pipe, stderr=pipe)
 
+    def console(self, host: str) -> str:
+        """See `Stage.console`."""
+        try:
+            return self._host(host).console.text()
+        except LabError:
+            return ""
+
     def fault(self, kind: str, host: str) -> None:
         """See `Stage.fault`."""
         try:

@@ -47,6 +47,7 @@ class Run:
         self._marks: list[Mark] = []
         self._conditions: list[Condition] = []
         self._lost: list[str] = []
+        self._consoles: dict[str, int] = {}
         self._silent: set[str] = set()
         self._fault_ms = 0.0
         self._acted_ms = 0.0
@@ -67,6 +68,8 @@ class Run:
 
     def _begin(self) -> None:
         status = self._healthy()
+        hosts = (self._stage.target, self._stage.client, *self._stage.nodes.values())
+        self._consoles = {host: len(self._stage.console(host)) for host in hosts}
         target, client = self._stage.target, self._stage.client
         self._cast = {
             "primary": status.server,
@@ -356,8 +359,15 @@ class Run:
             notices=self._notices() if self._drill.end.told_by else None,
             end=end,
             marks=tuple(self._marks),
-            lost=tuple(self._lost),
+            lost=(*self._kernel_failures(), *self._lost),
         )
+
+    def _kernel_failures(self) -> Iterator[str]:
+        """Whatever else a run shows in which a kernel failed, that is the first thing to know of it."""
+        for host, before in self._consoles.items():
+            what = gather.kernel_failure(self._stage.console(host)[before:])
+            if what:
+                yield f"the kernel of {host} failed: {what}"
 
     def _uncertainties(self) -> Iterator[float]:
         for known in self._observers.clocks.values():

@@ -75,6 +75,10 @@ class Stage(Protocol):
         """Start a command that is talked to over pipes (stdin, stdout, stderr)."""
         ...
 
+    def console(self, host: str) -> str:
+        """Everything that the host wrote to its console since the lab came up; "" where nobody keeps that."""
+        ...
+
     def fault(self, kind: str, host: str) -> None:
         """Do it, and return when it is done."""
         ...

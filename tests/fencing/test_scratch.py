@@ -240,6 +240,24 @@ def test_every_path_is_listed_with_what_it_goes_through(sysfs: Path) -> None:
     ]
 
 
+def test_of_a_natively_multipathed_namespace_every_controller_is_told(
+    sysfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, subsystem = sysfs / "class/block/nvme0n1", sysfs / "devices/virtual/nvme-subsystem/nvme-subsys0"
+    (head / "queue").mkdir(parents=True)
+    subsystem.mkdir(parents=True)
+    (head / "device").symlink_to(subsystem)
+    for number, name in enumerate(("nvme0", "nvme1"), start=1):
+        controller = sysfs / "class/nvme" / name
+        controller.mkdir(parents=True)
+        (controller / "address").write_text(f"traddr=192.0.2.{number},trsvcid=4420\n")
+        (controller / "transport").write_text("tcp\n")
+        (subsystem / name).symlink_to(controller)
+    monkeypatch.setattr(_nodefacts, "wwid", lambda device: "uuid.1" if device == "/dev/nvme0n1" else "none")
+    [path] = _nodefacts.node_facts(["uuid.1"])["devices"]["uuid.1"]["paths"]
+    assert path["via"] == "tcp traddr=192.0.2.1,trsvcid=4420; tcp traddr=192.0.2.2,trsvcid=4420"
+
+
 def test_only_names_in_use_are_told(sysfs: Path) -> None:
     names = _nodefacts.node_facts([])["names"]
     assert names["iSCSI initiator name"] == ["iqn.n2"]

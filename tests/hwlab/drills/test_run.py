@@ -163,6 +163,12 @@ class World:
             self.load = started
         return started
 
+    def console(self, host: str) -> str:
+        old = "[  149.1] BUG: of an earlier run\n"
+        if host == self.target and self.flaw == "target crashes" and self.server != 1:
+            return old + "[  949.139332] BUG: kernel NULL pointer dereference, address: 0000000000000000\r\n"
+        return old
+
     def fault(self, kind: str, host: str) -> None:
         self.faults.append(f"{kind} {host}")
         if (kind, host) == ("kill", self.target):
@@ -291,6 +297,15 @@ def test_a_target_that_loses_its_power_is_watched_again(play: Callable[..., tupl
     assert code is Exit.VALID, reasons(world)
     assert len(world.witnesses) == 2
     assert report(world)["runs"][0]["refused_writes"] > 0  # type: ignore[index]
+
+
+def test_a_kernel_that_failed_is_told_with_its_own_words_and_makes_the_run_unknown(
+    play: Callable[..., tuple[Exit, World]],
+) -> None:
+    code, world = play("target crashes")
+    assert code is Exit.UNKNOWN
+    assert "the kernel of san1 failed: BUG: kernel NULL pointer dereference" in reasons(world)
+    assert "earlier run" not in reasons(world)
 
 
 def test_a_target_that_does_not_come_back_leaves_nothing_to_judge_by(
