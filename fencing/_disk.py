@@ -16,6 +16,7 @@ from pathlib import Path
 from fencing import _maps
 from fencing._nvme import NvmePort
 from fencing._nvmehost import host_id
+from fencing._nvmepaths import NvmePaths
 from fencing._paths import BlockPaths, path_names
 from fencing._sgutils import SgPort
 from fencing.errors import CONFLICT, NotDelivered, OutcomeUnknown, Refused
@@ -167,11 +168,13 @@ def open_lun(device: str) -> Lun:
 
 def _open_paths(path: str, wwid: str) -> ReservationPort:
     """Commands go down each path by itself: the kernel would send one for a dm device down any of them. An NVMe
-    namespace is registered for the host, whatever its paths: its head is the one to ask."""
+    namespace is registered for the host, whatever its paths: its head is the one to ask (`_nvmepaths.py`)."""
     name = os.path.basename(path)
+    if is_nvme(path):
+        return NvmePaths(path)
     if _maps.is_multipath(name):
         return MultipathPort(path, BlockPaths(wwid, head=True))
-    if not is_nvme(path) and len(path_names(wwid)) > 1:
+    if len(path_names(wwid)) > 1:
         return MultipathPort(path, BlockPaths(wwid, head=False, data=name))
     return open_port(path)
 

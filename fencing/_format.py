@@ -27,6 +27,7 @@ from fencing.acquisition import Intent, fence, offer, stamp
 from fencing.claim import WITNESS_FS
 from fencing.errors import FencingError, FormatFailed, FormatRefused, LabelError
 from fencing.foreign import describe
+from fencing.handle import Handle
 from fencing.label import MEMBERS_MAX, Label
 from fencing.model import Identity, Key, ReservationState
 from fencing.ownership import foreign_keys
@@ -152,7 +153,7 @@ def format_set(
             # nobody takes a volume that is not wanted: not while the labels are half written
             stamp(handle, replace(label, wanted="stopped"), stopwatch=Stopwatch(clock))
             if label.wanted != "stopped":
-                offer(handle, label.wanted)
+                _offer(handle, label)
         except FencingError:
             raise
         except Exception as error:
@@ -167,6 +168,17 @@ def format_set(
         spread.close()
         for _, lun in disks:
             lun.close()
+
+
+def _offer(handle: Handle, label: Label) -> None:
+    try:
+        offer(handle, label.wanted)
+    except FencingError as error:
+        raise FormatFailed(
+            f"volume {label.volume} is made, but stays stopped: {error}",
+            device=_told(label.wwids),
+            next_action=f"start it: hactl volume start {label.volume}",
+        ) from error
 
 
 def _opened(devices: Sequence[str], new: NewVolume) -> list[tuple[str, Lun]]:

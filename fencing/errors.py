@@ -160,7 +160,7 @@ class FormatRefused(FencingError):
 
 
 class FormatFailed(FencingError):
-    """A disk is neither what it was nor a volume yet: it has no label, so that no node uses it."""
+    """A disk is neither what it was nor a volume that is served: it has no label, or one that says "stopped"."""
 
 
 class InvariantBroken(FencingError):

@@ -5,6 +5,7 @@ tests/lab runs the same cases over libsgutils2 and PR ioctls on LIO, and over pa
 
 import pytest
 
+from fencing._nvmepaths import NvmePaths
 from fencing.contract import CASES, PROFILES, Rig, explanation, outcome, random_operations
 from fencing.fake import FakeLogicalUnit, FakePort, WriteState
 from fencing.fakenvme import FakeNamespace
@@ -98,6 +99,19 @@ def test_several_paths_keep_the_contract_as_one_does(name: str, paths: int) -> N
     if paths > 1 and name in COUNTED:
         pytest.skip("counts registrations, and each path has one")
     CASES[name](multipath_rig(paths))
+
+
+def over_two_paths(port: ReservationPort) -> NvmePaths:
+    return NvmePaths(port.device, lambda device: port, lambda device: 2, answer_s=60.0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_several_paths_to_a_namespace_keep_the_contract_as_one_does(name: str) -> None:
+    rig = fake_rig("nvme")
+    first, second, third = map(over_two_paths, rig.ports)
+    CASES[name](Rig(ports=(first, second, third), may_write=rig.may_write, traits=rig.traits))
+    for port in (first, second, third):
+        port.close()
 
 
 def test_reset_frees_a_device_that_others_hold() -> None:

@@ -1,0 +1,138 @@
+"""An NVMe namespace with several paths (native multipath): no read waits for one that is silent.
+
+The kernel chooses the path of each command, and gives a silent one up only when its keep-alive ran out; until then what
+went there waits. A read changes nothing, so after a while it is simply sent again, beside the one that waits: with the
+I/O policies `queue-depth` and `round-robin` that one goes down another path. (With `numa`, the kernel's own choice, it
+follows the first; then the kernel's patience decides, as on one path.) Commands that change something are sent once,
+and waited for: their end is the proof of what they did.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from fencing._nvme import NvmePort
+from fencing.errors import NotDelivered, PortError
+from fencing.model import Capabilities, PrType, ReservationState
+from fencing.port import ReservationPort
+
+ANSWER_S = 1.5
+"""A read that is not answered for so long is sent again. Less than half of the time after which a silent disk is given
+up."""
+READERS_MAX = 4
+
+
+class NvmePaths:
+    """A ReservationPort over all paths to a namespace. Used by one thread at a time."""
+
+    def __init__(
+        self,
+        device: str,
+        open_port: Callable[[str], ReservationPort] = NvmePort,
+        paths: Callable[[str], int] | None = None,
+        answer_s: float = ANSWER_S,
+    ) -> None:
+        """`paths` tells how many paths there are now. OSError as of `open_port`."""
+        self._port = open_port(device)
+        self._open = open_port
+        self._paths = paths or count_paths
+        self._answer_s = answer_s
+        self._readers: list[_Reader] = []
+
+    @property
+    def device(self) -> str:
+        return self._port.device
+
+    def read(self) -> ReservationState:
+        """What the first answer says of those that were asked for by this call: none that began before it counts."""
+        paths = min(self._paths(self.device), READERS_MAX)
+        if paths < 2:
+            return self._port.read()
+        asked: set[Future[ReservationState]] = set()
+        failure: PortError | None = None
+        for reader in self._idle(paths):
+            asked.add(reader.ask())
+            answered, asked = wait(asked, self._answer_s, FIRST_COMPLETED)
+            for each in answered:
+                try:
+                    return each.result()
+                except PortError as error:
+                    failure = error
+        raise failure or NotDelivered(
+            f"no answer, of {paths} paths, each asked for {self._answer_s:g} s", device=self.device, operation="read"
+        )
+
+    def capabilities(self) -> Capabilities:
+        return self._port.capabilities()
+
+    def register(self, old: int, new: int, ignore_existing: bool = False) -> None:
+        self._port.register(old, new, ignore_existing)
+
+    def reserve(self, key: int, type: PrType) -> None:
+        self._port.reserve(key, type)
+
+    def preempt(self, key: int, victim: int, type: PrType, abort: bool = True) -> None:
+        self._port.preempt(key, victim, type, abort)
+
+    def release(self, key: int, type: PrType) -> None:
+        self._port.release(key, type)
+
+    def clear(self, key: int) -> None:
+        self._port.clear(key)
+
+    def close(self) -> None:
+        self._port.close()
+        for reader in self._readers:
+            reader.close()
+        self._readers.clear()
+
+    def _idle(self, paths: int) -> list[_Reader]:
+        """As many as there are paths, without those whose last read still waits."""
+        while len(self._readers) < paths:
+            self._readers.append(_Reader(self.device, self._open))
+        return [reader for reader in self._readers if not reader.waits][:paths]
+
+
+class _Reader:
+    """A descriptor and a thread of its own, which outlives a read that hangs."""
+
+    def __init__(self, device: str, open_port: Callable[[str], ReservationPort]) -> None:
+        self._device = device
+        self._open = open_port
+        self._port: ReservationPort | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"read-{os.path.basename(device)}")
+        self._last: Future[ReservationState] | None = None
+
+    @property
+    def waits(self) -> bool:
+        return self._last is not None and not self._last.done()
+
+    def ask(self) -> Future[ReservationState]:
+        self._last = self._worker.submit(self._read)
+        return self._last
+
+    def close(self) -> None:
+        self._worker.submit(self._close)
+        self._worker.shutdown(wait=False)
+
+    def _read(self) -> ReservationState:
+        if self._port is None:
+            try:
+                self._port = self._open(self._device)
+            except OSError as error:
+                what = (error.strerror or str(error)).lower()
+                raise NotDelivered(what, device=self._device, operation="read") from error
+        return self._port.read()
+
+    def _close(self) -> None:
+        if self._port is not None:
+            self._port.close()
+
+
+def count_paths(device: str, sys_block: Path = Path("/sys/class/block")) -> int:
+    """Controllers through which the kernel reaches a namespace, in whatever state; of one without a head, 1."""
+    subsystem = sys_block / os.path.basename(os.path.realpath(device)) / "device"
+    return len(list(subsystem.glob("nvme*/state"))) or 1
