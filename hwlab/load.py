@@ -1,8 +1,8 @@
 """The client's load: numbered, checksummed records appended to one file, each made durable, and one lock.
 
-Runs on the client inside the lab: its text is sent there, so it uses the standard library only and imports
-nothing of this project. It says what happens as JSON lines on stdout and takes words on stdin: `stop` ends it
-in order, end of input ends it at once, so that nothing is left behind when the drill is interrupted.
+Runs on the client inside the lab: its text is sent there, so it uses the standard library only. It says what
+happens as JSON lines on stdout and takes words on stdin: `stop` ends it in order, end of input ends it at once,
+so that nothing is left behind when the drill is interrupted.
 
 Every record is written and fsynced before the next: an acknowledgement is a promise that the record survives.
 The log keeps, for each record, when it was handed to the kernel and when it was acknowledged (CLOCK_MONOTONIC
@@ -13,12 +13,13 @@ that file is written through the locked descriptor: a lock that the client lost 
 import argparse
 import fcntl
 import hashlib
-import json
 import os
 import sys
 import threading
 import time
 import zlib
+
+from hwlab.voice import Voice
 
 RECORD_BYTES = 128
 TOUCH_EVERY_S = 0.5
@@ -32,21 +33,6 @@ def record(run: str, seq: int, mono_ns: int, real_ns: int) -> bytes:
     head = f"{seq:010d} {mono_ns:018d} {real_ns:019d} {payload}"
     body = head.ljust(RECORD_BYTES - 10, ".")
     return f"{body} {zlib.crc32(body.encode()):08x}\n".encode()
-
-
-class Voice:
-    """JSON lines to whoever listens; a listener that went away is no reason to disturb the load."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def say(self, kind: str, **fields: object) -> None:
-        line = json.dumps({"t": kind, "at": time.monotonic_ns(), **fields})
-        with self._lock:
-            try:
-                print(line, flush=True)
-            except (BrokenPipeError, ValueError):
-                pass
 
 
 class Writer:

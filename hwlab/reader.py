@@ -15,7 +15,6 @@ that; `stop` ends it in order.
 
 import argparse
 import hashlib
-import json
 import mmap
 import os
 import subprocess
@@ -25,6 +24,7 @@ import time
 import zlib
 
 from hwlab.another_machine import become_another_machine
+from hwlab.voice import Voice
 
 RECORD_BYTES = 128
 READ_BYTES = 1 << 16
@@ -32,21 +32,6 @@ PENDING_MAX = 100
 REPORT_EVERY_NS = 500_000_000
 DIRECTORY = "/run/hactl-drill/reader"
 LINK = "reader0"
-
-
-class Voice:
-    """JSON lines to whoever listens."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def say(self, kind: str, **fields: object) -> None:
-        line = json.dumps({"t": kind, "at": time.monotonic_ns(), **fields})
-        with self._lock:
-            try:
-                print(line, flush=True)
-            except (BrokenPipeError, ValueError):
-                pass
 
 
 def number(run: str, line: bytes) -> int:

@@ -12,7 +12,6 @@ import argparse
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -21,26 +20,12 @@ import time
 import zlib
 
 from hwlab.another_machine import become_another_machine
+from hwlab.voice import Voice
 
 RECORD_BYTES = 128
 REPORT_EVERY_NS = 500_000_000
 READ_BYTES = 1 << 20
 DIRECTORY = "/run/hactl-drill/thief"
-
-
-class Voice:
-    """JSON lines to whoever listens."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def say(self, kind: str, **fields: object) -> None:
-        line = json.dumps({"t": kind, "at": time.monotonic_ns(), **fields})
-        with self._lock:
-            try:
-                print(line, flush=True)
-            except (BrokenPipeError, ValueError):
-                pass
 
 
 class Thief:

@@ -26,7 +26,7 @@ def next_event(stdout: IO[str], kind: str) -> dict[str, Any]:
 
 
 def start(folder: Path, run: str = "r1") -> subprocess.Popen[str]:
-    argv = [sys.executable, str(LOAD), "--directory", str(folder), "--run", run]
+    argv = [sys.executable, "-c", program(LOAD), "--directory", str(folder), "--run", run]
     argv += ["--log", str(folder / "log" / "load.log"), "--pause-ms", "1"]
     return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

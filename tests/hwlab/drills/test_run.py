@@ -231,7 +231,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         (scripts / f"{name}.py").write_text(text.replace("run_first(10)", "False"))
     thief = (observers.SCRIPTS / "thief.py").read_text()
     thief = re.sub(r"become_another_machine\(args.link.*\n", "pass\n", thief)
-    thief = re.sub(r"from hwlab.*\n", "", thief)
+    thief = re.sub(r"from hwlab.another_machine.*\n", "", thief)
     thief = re.sub(r'subprocess.run\((mount|\["umount").*\n', "pass\n", thief)
     thief = thief.replace('"/run/hactl-drill/thief"', repr(str(tmp_path / "mnt")))
     (scripts / "thief.py").write_text(thief)
