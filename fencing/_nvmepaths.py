@@ -2,8 +2,8 @@
 
 The kernel chooses the path of each command, and gives a silent one up only when its keep-alive ran out; until then what
 went there waits. A read changes nothing, so after a while it is simply sent again, beside the one that waits: with the
-I/O policies `queue-depth` and `round-robin` that one goes down another path. (With `numa`, the kernel's own choice, it
-follows the first; then the kernel's patience decides, as on one path.) Commands that change something are sent once,
+I/O policies `queue-depth` and `round-robin` that one, or one after it, goes down another path. (With `numa`, the
+kernel's own choice, it follows the first; then the kernel's patience decides, as on one path.) Commands that change something are sent once,
 and waited for: their end is the proof of what they did.
 """
 
@@ -19,10 +19,11 @@ from fencing.errors import NotDelivered, PortError
 from fencing.model import Capabilities, PrType, ReservationState
 from fencing.port import ReservationPort
 
-ANSWER_S = 1.5
-"""A read that is not answered for so long is sent again. Less than half of the time after which a silent disk is given
-up."""
-READERS_MAX = 4
+ANSWER_S = 0.6
+"""A read that is not answered for so long is sent again."""
+READERS = 4
+"""So often at most, whatever the number of paths: with `round-robin` a read may meet the silent path again, since
+others send commands, too. All of them together take less than the 3 s after which a silent disk is given up."""
 
 
 class NvmePaths:
@@ -48,12 +49,11 @@ class NvmePaths:
 
     def read(self) -> ReservationState:
         """What the first answer says of those that were asked for by this call: none that began before it counts."""
-        paths = min(self._paths(self.device), READERS_MAX)
-        if paths < 2:
+        if self._paths(self.device) < 2:
             return self._port.read()
         asked: set[Future[ReservationState]] = set()
         failure: PortError | None = None
-        for reader in self._idle(paths):
+        for reader in self._idle():
             asked.add(reader.ask())
             answered, asked = wait(asked, self._answer_s, FIRST_COMPLETED)
             for each in answered:
@@ -61,9 +61,8 @@ class NvmePaths:
                     return each.result()
                 except PortError as error:
                     failure = error
-        raise failure or NotDelivered(
-            f"no answer, of {paths} paths, each asked for {self._answer_s:g} s", device=self.device, operation="read"
-        )
+        what = f"asked {READERS} times, {self._answer_s:g} s apart: no answer by any path"
+        raise failure or NotDelivered(what, device=self.device, operation="read", sense="no answer")
 
     def capabilities(self) -> Capabilities:
         return self._port.capabilities()
@@ -89,11 +88,11 @@ class NvmePaths:
             reader.close()
         self._readers.clear()
 
-    def _idle(self, paths: int) -> list[_Reader]:
-        """As many as there are paths, without those whose last read still waits."""
-        while len(self._readers) < paths:
-            self._readers.append(_Reader(self.device, self._open))
-        return [reader for reader in self._readers if not reader.waits][:paths]
+    def _idle(self) -> list[_Reader]:
+        """Those whose last read does not wait any more."""
+        if not self._readers:
+            self._readers = [_Reader(self.device, self._open) for _ in range(READERS)]
+        return [reader for reader in self._readers if not reader.waits]
 
 
 class _Reader:

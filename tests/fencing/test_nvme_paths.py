@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fencing._nvmepaths import NvmePaths, count_paths
+from fencing._nvmepaths import READERS, NvmePaths, count_paths
 from fencing.errors import NotDelivered
 from fencing.fakenvme import FakeNamespace, FakeNvmePort
 from fencing.model import OUR_TYPE, ReservationState
@@ -85,29 +85,35 @@ def test_an_answer_to_an_earlier_read_never_counts(make: Callable[..., Disk]) ->
 
 
 def test_when_every_path_is_silent_the_read_ends_all_the_same(make: Callable[..., Disk]) -> None:
-    disk = make(HANGS, HANGS)
+    disk = make(*[HANGS] * READERS)
     with pytest.raises(NotDelivered, match="no answer"):
         disk.port.read()
-    asked = disk.asked
     with pytest.raises(NotDelivered, match="no answer"):
         disk.port.read()
-    assert disk.asked == asked == 2, "no further command for paths that still wait"
+    assert disk.asked == READERS, "no further command while all of them still wait"
+
+
+def test_a_read_that_meets_the_silent_path_again_is_sent_once_more(make: Callable[..., Disk]) -> None:
+    disk = make(HANGS, HANGS, HANGS)
+    assert disk.port.read().keys == ()
+    assert disk.asked == 4
 
 
 def test_paths_that_answer_again_are_asked_again(make: Callable[..., Disk]) -> None:
-    disk = make(HANGS, HANGS)
+    disk = make(*[HANGS] * READERS)
     with pytest.raises(NotDelivered):
         disk.port.read()
     disk.let_go.set()
-    disk.port._readers[0]._last.result(LONG_S)  # type: ignore[union-attr]
-    disk.port._readers[1]._last.result(LONG_S)  # type: ignore[union-attr]
+    for reader in disk.port._readers:
+        assert reader._last
+        reader._last.result(LONG_S)
     assert disk.port.read().keys == ()
 
 
 def test_a_read_that_failed_on_one_path_is_tried_on_the_next(make: Callable[..., Disk]) -> None:
     assert make(FAILS).port.read().keys == ()
     with pytest.raises(NotDelivered, match="no path"):
-        make(FAILS, FAILS).port.read()
+        make(*[FAILS] * READERS).port.read()
 
 
 def test_with_one_path_there_is_nothing_to_send_again_to(make: Callable[..., Disk]) -> None:
