@@ -3,8 +3,8 @@
 The kernel chooses the path of each command, and gives a silent one up only when its keep-alive ran out; until then what
 went there waits. A read changes nothing, so after a while it is simply sent again, beside the one that waits: with the
 I/O policies `queue-depth` and `round-robin` that one, or one after it, goes down another path. (With `numa`, the
-kernel's own choice, it follows the first; then the kernel's patience decides, as on one path.) Commands that change something are sent once,
-and waited for: their end is the proof of what they did.
+kernel's own choice, it follows the first; then the kernel's patience decides, as on one path.) Commands that change
+something are sent once, and waited for: their end is the proof of what they did.
 """
 
 from __future__ import annotations
