@@ -115,6 +115,8 @@ class Members:
         )
 
     def _note_silence(self, name: str, node: NodeSeen, alive: bool, age_ms: int, now_unix_ms: int) -> None:
+        if alive and node.barred and name in self._overdue_unix_ms:
+            return  # back, and what was begun when it fell silent is not over
         if alive:
             self._overdue_unix_ms.pop(name, None)
         if node.heard_ms_ago is None:

@@ -285,6 +285,8 @@ def _circumstances(before: Assignment | None, source: str, facts: Facts) -> dict
     cause = "nobody serves it"
     if old is not None and old.barred:
         cause = f"{source} hears nobody and is barred" if old.deaf else f"{source} is overdue and barred"
+        if old.alive and old.overdue_unix_ms:
+            cause = f"{source} was overdue, and is back without it"
     if before is not None and not before.node:
         cause = "started by an administrator" if before.stop else before.cause
     return {

@@ -70,7 +70,8 @@ def judge_holders(history: History) -> Holders:
     reasons: list[Reason] = []
     epochs: list[int] = []
     for device, states in by_device(history.reservations).items():
-        counts = count_holders(states, [epoch for epoch in history.epochs if epoch.device == device])
+        its_labels = [epoch for epoch in history.epochs if epoch.device == device]
+        counts, doubtful = (count_holders(states, its_labels, doubtful=each) for each in (False, True))
         holders_max = max(holders_max, *counts)
         registrants_max = max(registrants_max, *(len(state.nodes()) for state in states))
         overlap_ms += sum(
@@ -78,6 +79,9 @@ def judge_holders(history: History) -> Holders:
         )
         if max(counts) > 1:
             reasons.append(invalid(f"{device} had {max(counts)} holders at a time"))
+        elif max(doubtful) > 1:
+            told = "a former holder may have been registered still when the new one wrote its label"
+            reasons.append(unknown(f"{device}: {told}: between two looks of the witness, nobody knows"))
         held = [key_epoch(state.holder) for state in states if state.holder]
         epochs += held
         labels = [epoch.epoch for epoch in history.epochs if epoch.device == device]
@@ -94,8 +98,9 @@ def judge_holders(history: History) -> Holders:
     )
 
 
-def count_holders(states: Sequence[Reservation], labels: Sequence[Epoch] = ()) -> list[int]:
-    """Holders in each state of one device: who has the reservation, and who had it and may still write.
+def count_holders(states: Sequence[Reservation], labels: Sequence[Epoch] = (), *, doubtful: bool = False) -> list[int]:
+    """Holders in each state of one device: who has the reservation, and who had it and may still write; `doubtful`:
+    also who may have been able to.
 
     With a type that lets registrants write, a former holder whose key is still there after another node got
     the reservation is a holder in all but name, once that node writes: the label is its first write. nvmet changes
@@ -106,19 +111,23 @@ def count_holders(states: Sequence[Reservation], labels: Sequence[Epoch] = ()) -
     for state, following in zip(states, [*states[1:], None], strict=True):
         former &= set(state.registrants)
         now = {state.holder} if state.holder else set()
-        if state.type in REGISTRANTS_MAY_WRITE and not over_before_its_label(state, following, labels):
+        together = lasted_until_its_label(state, following, labels)
+        if state.type in REGISTRANTS_MAY_WRITE and (doubtful if together is None else together):
             now |= former
         former |= {state.holder} if state.holder else set()
         counts.append(len({key_node(key) for key in now}))
     return counts
 
 
-def over_before_its_label(state: Reservation, following: Reservation | None, labels: Sequence[Epoch]) -> bool:
-    """Whether a state had surely ended when its holder's first label was on the disk."""
+def lasted_until_its_label(state: Reservation, following: Reservation | None, labels: Sequence[Epoch]) -> bool | None:
+    """Whether a state was still so when its holder's first label was on the disk. None: it ended, and the label came,
+    between the same two looks of the witness. A state that did not end, or a holder without a label: it was."""
     if following is None or state.holder is None:
-        return False
+        return True
     first_ms = next((label.at_ms for label in labels if label.epoch >= key_epoch(state.holder)), None)
-    return first_ms is not None and following.at_ms < first_ms
+    if first_ms is None or first_ms <= following.since_ms:
+        return True
+    return False if following.at_ms < first_ms else None
 
 
 def not_growing(numbers: Sequence[int]) -> bool:

@@ -115,6 +115,10 @@ def test_a_silence_is_dated_by_what_nodewatch_heard_and_never_lies_in_the_future
     joined(members, Seen(heard_ms_ago=150))
     silent = joined(members, Seen(state="overdue", heard_ms_ago=803))
     assert (silent.heard_unix_ms, silent.overdue_unix_ms) == (49_197, 49_997)  # type: ignore[attr-defined]
+    back = joined(members, Seen(state="alive", heard_ms_ago=20, barred=True), now_ms=5000)
+    assert (back.heard_unix_ms, back.overdue_unix_ms) == (49_197, 49_997), "its bar stands: that silence is not over"  # type: ignore[attr-defined]
+    let_in = joined(members, Seen(state="alive", heard_ms_ago=20), now_ms=5000)
+    assert let_in.overdue_unix_ms == 0  # type: ignore[attr-defined]
     goodbye = Members(me="n2", overdue_ms=800)
     left = joined(goodbye, Seen(state="overdue", heard_ms_ago=5))
     assert (left.heard_unix_ms, left.overdue_unix_ms) == (49_995, 50_000)  # type: ignore[attr-defined]

@@ -284,3 +284,9 @@ def test_a_node_on_standby_that_is_silent_is_not_waited_for_in_order() -> None:
     plan = decide(facts(**SERVED)).plan
     silent = replace(standing_by(volume("serving")), alive=False)
     assert decide(facts(**{**SERVED, "n1": silent}), plan).plan.table["v1"].node == "n1"
+
+
+def test_the_cause_says_of_a_node_that_is_back_without_its_volume_that_it_is() -> None:
+    seen = facts(n1=node(barred=True, confirmed=True, heard_unix_ms=10, overdue_unix_ms=2410), n2=node(), n3=node())
+    assert decide(seen).plan.table["v1"].cause == "n1 was overdue, and is back without it"
+    assert decide(facts(n1=gone(), n2=node(), n3=node())).plan.table["v1"].cause == "n1 is overdue and barred"
