@@ -91,18 +91,30 @@ class NvmePaths:
     def _idle(self) -> list[_Reader]:
         """Those whose last read does not wait any more."""
         if not self._readers:
-            self._readers = [_Reader(self.device, self._open) for _ in range(READERS)]
+            self._readers = self._opened()
         return [reader for reader in self._readers if not reader.waits]
+
+    def _opened(self) -> list[_Reader]:
+        """All at once, ahead of need. Opening asks the kernel for a path, too: a read right after it would follow the
+        one before down the same path of two."""
+        ports: list[ReservationPort] = []
+        try:
+            for _ in range(READERS):
+                ports.append(self._open(self.device))
+        except OSError as error:
+            for port in ports:
+                port.close()
+            what = (error.strerror or str(error)).lower()
+            raise NotDelivered(what, device=self.device, operation="read") from error
+        return [_Reader(port) for port in ports]
 
 
 class _Reader:
     """A descriptor and a thread of its own, which outlives a read that hangs."""
 
-    def __init__(self, device: str, open_port: Callable[[str], ReservationPort]) -> None:
-        self._device = device
-        self._open = open_port
-        self._port: ReservationPort | None = None
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"read-{os.path.basename(device)}")
+    def __init__(self, port: ReservationPort) -> None:
+        self._port = port
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"read-{os.path.basename(port.device)}")
         self._last: Future[ReservationState] | None = None
 
     @property
@@ -110,25 +122,12 @@ class _Reader:
         return self._last is not None and not self._last.done()
 
     def ask(self) -> Future[ReservationState]:
-        self._last = self._worker.submit(self._read)
+        self._last = self._worker.submit(self._port.read)
         return self._last
 
     def close(self) -> None:
-        self._worker.submit(self._close)
+        self._worker.submit(self._port.close)
         self._worker.shutdown(wait=False)
-
-    def _read(self) -> ReservationState:
-        if self._port is None:
-            try:
-                self._port = self._open(self._device)
-            except OSError as error:
-                what = (error.strerror or str(error)).lower()
-                raise NotDelivered(what, device=self._device, operation="read") from error
-        return self._port.read()
-
-    def _close(self) -> None:
-        if self._port is not None:
-            self._port.close()
 
 
 def count_paths(device: str, sys_block: Path = Path("/sys/class/block")) -> int:

@@ -22,7 +22,11 @@ from hwlab.reason import Reason, invalid, unknown
 SILENT_FAULTS = ("kill", "pause", "cut", "cut-out", "cut-from-nodes", "hang-daemon")
 """After these nobody hears the primary any more."""
 DETECT, BAR, LEASE = "detect", "bar confirmed", "its lease must have ended"
-POWER = "its power is read back as off"
+POWER, RESET = "its power is read back as off", "node without contact has reset itself"
+PROOFS = {"power": POWER, "watchdog": RESET}
+"""Levels of fencing, and the row that says how long each may take."""
+BACK = "is back without it"
+"""The end of a cause (hactl/placement.py): nothing of the table says when a node that was reset is up again."""
 GATES = {
     "cut-from-nodes": "gate of a cut-off node closes",
     "hang-daemon": "gate of a stopped node watch closes",
@@ -142,10 +146,10 @@ def seen_phases(history: History, kind: str) -> Iterator[tuple[str, tuple[float,
     starts = {step.name: step.start_ms for step in reversed(recovery.steps)}
     if "detect" in ends:
         yield DETECT, (ends["detect"], ends["detect"])
-    if "decide" in ends:
-        # Where nobody may take over before the lost node is known to be off, the decision waits for that besides.
-        row = POWER if recovery.fenced == "power" else BAR
-        yield row, (ends["decide"], ends["decide"])
+    # Where nobody may take over before the lost node is known to have stopped, the decision waits for that besides: for
+    # its power, for its watchdog, or for itself.
+    if "decide" in ends and not recovery.cause.endswith(BACK):
+        yield PROOFS.get(recovery.fenced, BAR), (ends["decide"], ends["decide"])
     if "old-lease" in ends:
         yield LEASE, (ends["old-lease"], ends["old-lease"])
     elif "address" in starts:

@@ -23,6 +23,7 @@ class Disk:
         self.unit = FakeNamespace()
         self.fates: list[str] = []
         self.asked = 0
+        self.opened = 0
         self.let_go = threading.Event()
         self.port = NvmePaths("nvme0n1", lambda device: SlowPort(self), lambda device: paths, answer_s)
 
@@ -30,6 +31,7 @@ class Disk:
 class SlowPort(FakeNvmePort):
     def __init__(self, disk: Disk) -> None:
         super().__init__(disk.unit, b"n1")
+        disk.opened += 1
         self._disk = disk
 
     def read(self) -> ReservationState:
@@ -114,6 +116,16 @@ def test_a_read_that_failed_on_one_path_is_tried_on_the_next(make: Callable[...,
     assert make(FAILS).port.read().keys == ()
     with pytest.raises(NotDelivered, match="no path"):
         make(*[FAILS] * READERS).port.read()
+
+
+def test_the_descriptors_are_open_before_a_path_falls_silent(make: Callable[..., Disk]) -> None:
+    """Opening one takes a turn of the kernel's `round-robin`: opened and read in turn, all reads go down one path."""
+    disk = make()
+    disk.port.read()
+    opened = disk.opened
+    disk.fates[:] = [HANGS] * (READERS - 1)
+    disk.port.read()
+    assert disk.opened == opened
 
 
 def test_with_one_path_there_is_nothing_to_send_again_to(make: Callable[..., Disk]) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from hwlab.check_timing import BAR, POWER, Compared, compare
+from hwlab.check_timing import BAR, POWER, RESET, Compared, compare
 from hwlab.checker import judge
 from hwlab.history import History, Mark, Phase, TimingRow, Verdict
 from tests.hwlab.drills.conftest import FAULT_MS, Histories, answers, recovery
@@ -110,17 +110,23 @@ def test_without_the_table_nothing_is_known(history: Histories) -> None:
     assert compare(history(timing=(TimingRow(phase="elect, if it led", best_ms=0, worst_ms=1),))) == ()
 
 
-@pytest.mark.parametrize(("fenced", "row", "outside"), [("power", POWER, ""), ("reservation", BAR, "late")])
-def test_a_decision_that_waited_for_the_power_is_compared_with_the_row_of_the_power(
+PROOFS = [("power", POWER, ""), ("watchdog", RESET, ""), ("reservation", BAR, "late")]
+
+
+@pytest.mark.parametrize(("fenced", "row", "outside"), PROOFS)
+def test_a_decision_that_waited_for_a_proof_is_compared_with_the_row_of_the_proof(
     history: Histories, fenced: str, row: str, outside: str
 ) -> None:
     told = recovery()
     steps = [step for step in told.steps if step.name != "decide"]
     waited = Phase(name="decide", start_ms=10_750, end_ms=FAULT_MS + 5_000)
-    timing = (*(history().timing or ()), TimingRow(phase=POWER, best_ms=600, worst_ms=61_000))
+    more = (TimingRow(phase=each, best_ms=600, worst_ms=61_000) for each in (POWER, RESET))
+    timing = (*(history().timing or ()), *more)
     seen = rows(history(recoveries=(replace(told, steps=(*steps, waited), fenced=fenced),), timing=timing))
     assert seen[row].outside == outside
-    assert (POWER in seen, BAR in seen) == (fenced == "power", fenced != "power")
+    assert {POWER, RESET, BAR} & seen.keys() == {row}
+    back = replace(told, steps=(*steps, waited), fenced=fenced, cause="n1 was overdue, and is back without it")
+    assert not {POWER, RESET, BAR} & rows(history(recoveries=(back,), timing=timing)).keys()
 
 
 def test_power_that_was_off_later_than_its_agent_may_take_is_unknown(history: Histories) -> None:
