@@ -112,7 +112,8 @@ class Passthrough(DeviceErrors):
 
 
 class NvmePort:
-    """One NVMe namespace: a ReservationPort. Used by one thread at a time; a call may block for minutes."""
+    """One NVMe namespace: a ReservationPort. Used by one thread at a time, but for `read`; a call may block for
+    minutes."""
 
     def __init__(self, device: str, ioctl: Ioctl = _ioctl) -> None:
         """Open a whole namespace. OSError if that fails or if it is none; no command is sent yet."""

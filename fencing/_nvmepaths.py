@@ -21,9 +21,12 @@ from fencing.port import ReservationPort
 
 ANSWER_S = 0.6
 """A read that is not answered for so long is sent again."""
-READERS = 4
+ASKS = 4
 """So often at most, whatever the number of paths: with `round-robin` a read may meet the silent path again, since
 others send commands, too. All of them together take less than the 3 s after which a silent disk is given up."""
+WAITING_MAX = 32
+"""Reads that may wait at a time. A handle is checked once a second, and with `round-robin` each check leaves one on the
+silent path: enough for some 30 s until the kernel gives that up, so for a keep-alive of 20 s."""
 
 
 class NvmePaths:
@@ -36,12 +39,13 @@ class NvmePaths:
         paths: Callable[[str], int] | None = None,
         answer_s: float = ANSWER_S,
     ) -> None:
-        """`paths` tells how many paths there are now. OSError as of `open_port`."""
+        """`paths` tells how many paths there are now. OSError as of `open_port`, whose port must be able to read on
+        several threads at a time."""
         self._port = open_port(device)
-        self._open = open_port
         self._paths = paths or count_paths
         self._answer_s = answer_s
-        self._readers: list[_Reader] = []
+        self._threads = ThreadPoolExecutor(WAITING_MAX, thread_name_prefix=f"read-{os.path.basename(device)}")
+        self._waiting: set[Future[ReservationState]] = set()
 
     @property
     def device(self) -> str:
@@ -51,17 +55,19 @@ class NvmePaths:
         """What the first answer says of those that were asked for by this call: none that began before it counts."""
         if self._paths(self.device) < 2:
             return self._port.read()
+        self._waiting = {each for each in self._waiting if not each.done()}
         asked: set[Future[ReservationState]] = set()
         failure: PortError | None = None
-        for reader in self._idle():
-            asked.add(reader.ask())
-            answered, asked = wait(asked, self._answer_s, FIRST_COMPLETED)
+        for _ in range(min(ASKS, WAITING_MAX - len(self._waiting))):
+            sent = self._threads.submit(self._port.read)
+            self._waiting.add(sent)
+            answered, asked = wait({*asked, sent}, self._answer_s, FIRST_COMPLETED)
             for each in answered:
                 try:
                     return each.result()
                 except PortError as error:
                     failure = error
-        what = f"asked {READERS} times, {self._answer_s:g} s apart: no answer by any path"
+        what = f"asked {ASKS} times, {self._answer_s:g} s apart: no answer by any path"
         raise failure or NotDelivered(what, device=self.device, operation="read", sense="no answer")
 
     def capabilities(self) -> Capabilities:
@@ -83,51 +89,9 @@ class NvmePaths:
         self._port.clear(key)
 
     def close(self) -> None:
+        """Threads end when their last read does; whoever closes does not wait for a path that hangs."""
         self._port.close()
-        for reader in self._readers:
-            reader.close()
-        self._readers.clear()
-
-    def _idle(self) -> list[_Reader]:
-        """Those whose last read does not wait any more."""
-        if not self._readers:
-            self._readers = self._opened()
-        return [reader for reader in self._readers if not reader.waits]
-
-    def _opened(self) -> list[_Reader]:
-        """All at once, ahead of need. Opening asks the kernel for a path, too: a read right after it would follow the
-        one before down the same path of two."""
-        ports: list[ReservationPort] = []
-        try:
-            for _ in range(READERS):
-                ports.append(self._open(self.device))
-        except OSError as error:
-            for port in ports:
-                port.close()
-            what = (error.strerror or str(error)).lower()
-            raise NotDelivered(what, device=self.device, operation="read") from error
-        return [_Reader(port) for port in ports]
-
-
-class _Reader:
-    """A descriptor and a thread of its own, which outlives a read that hangs."""
-
-    def __init__(self, port: ReservationPort) -> None:
-        self._port = port
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"read-{os.path.basename(port.device)}")
-        self._last: Future[ReservationState] | None = None
-
-    @property
-    def waits(self) -> bool:
-        return self._last is not None and not self._last.done()
-
-    def ask(self) -> Future[ReservationState]:
-        self._last = self._worker.submit(self._port.read)
-        return self._last
-
-    def close(self) -> None:
-        self._worker.submit(self._port.close)
-        self._worker.shutdown(wait=False)
+        self._threads.shutdown(wait=False)
 
 
 def count_paths(device: str, sys_block: Path = Path("/sys/class/block")) -> int:

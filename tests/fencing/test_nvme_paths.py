@@ -2,16 +2,17 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
 
-from fencing._nvmepaths import READERS, NvmePaths, count_paths
+from fencing._nvmepaths import ASKS, WAITING_MAX, NvmePaths, count_paths
 from fencing.errors import NotDelivered
 from fencing.fakenvme import FakeNamespace, FakeNvmePort
 from fencing.model import OUR_TYPE, ReservationState
 
-SHORT_S = 0.05
+SHORT_S = 0.02
 LONG_S = 60.0
 HANGS, FAILS = "hangs", "fails"
 
@@ -23,7 +24,6 @@ class Disk:
         self.unit = FakeNamespace()
         self.fates: list[str] = []
         self.asked = 0
-        self.opened = 0
         self.let_go = threading.Event()
         self.port = NvmePaths("nvme0n1", lambda device: SlowPort(self), lambda device: paths, answer_s)
 
@@ -31,7 +31,6 @@ class Disk:
 class SlowPort(FakeNvmePort):
     def __init__(self, disk: Disk) -> None:
         super().__init__(disk.unit, b"n1")
-        disk.opened += 1
         self._disk = disk
 
     def read(self) -> ReservationState:
@@ -87,12 +86,11 @@ def test_an_answer_to_an_earlier_read_never_counts(make: Callable[..., Disk]) ->
 
 
 def test_when_every_path_is_silent_the_read_ends_all_the_same(make: Callable[..., Disk]) -> None:
-    disk = make(*[HANGS] * READERS)
-    with pytest.raises(NotDelivered, match="no answer"):
-        disk.port.read()
-    with pytest.raises(NotDelivered, match="no answer"):
-        disk.port.read()
-    assert disk.asked == READERS, "no further command while all of them still wait"
+    disk = make(*[HANGS] * 2 * WAITING_MAX)
+    for _ in range(WAITING_MAX // ASKS + 2):
+        with pytest.raises(NotDelivered, match="no answer"):
+            disk.port.read()
+    assert disk.asked == WAITING_MAX, "no further command while all of them still wait"
 
 
 def test_a_read_that_meets_the_silent_path_again_is_sent_once_more(make: Callable[..., Disk]) -> None:
@@ -102,37 +100,33 @@ def test_a_read_that_meets_the_silent_path_again_is_sent_once_more(make: Callabl
 
 
 def test_paths_that_answer_again_are_asked_again(make: Callable[..., Disk]) -> None:
-    disk = make(*[HANGS] * READERS)
+    disk = make(*[HANGS] * ASKS)
     with pytest.raises(NotDelivered):
         disk.port.read()
     disk.let_go.set()
-    for reader in disk.port._readers:
-        assert reader._last
-        reader._last.result(LONG_S)
+    wait(disk.port._waiting, LONG_S)
     assert disk.port.read().keys == ()
 
 
 def test_a_read_that_failed_on_one_path_is_tried_on_the_next(make: Callable[..., Disk]) -> None:
     assert make(FAILS).port.read().keys == ()
     with pytest.raises(NotDelivered, match="no path"):
-        make(*[FAILS] * READERS).port.read()
+        make(*[FAILS] * ASKS).port.read()
 
 
-def test_the_descriptors_are_open_before_a_path_falls_silent(make: Callable[..., Disk]) -> None:
-    """Opening one takes a turn of the kernel's `round-robin`: opened and read in turn, all reads go down one path."""
-    disk = make()
-    disk.port.read()
-    opened = disk.opened
-    disk.fates[:] = [HANGS] * (READERS - 1)
-    disk.port.read()
-    assert disk.opened == opened
+def test_a_path_that_stays_silent_keeps_one_read_of_each_check_and_the_checks_go_on(make: Callable[..., Disk]) -> None:
+    """As with `round-robin` over two paths: every other command meets the silent one."""
+    disk = make(*[HANGS, ""] * (WAITING_MAX - 1))
+    for check in range(1, WAITING_MAX):
+        assert disk.port.read().keys == ()
+        assert disk.asked == 2 * check
 
 
 def test_with_one_path_there_is_nothing_to_send_again_to(make: Callable[..., Disk]) -> None:
     disk = make(FAILS, paths=1)
     with pytest.raises(NotDelivered, match="no path"):
         disk.port.read()
-    assert disk.asked == 1 and not disk.port._readers
+    assert disk.asked == 1
 
 
 def test_paths_are_the_controllers_below_the_head(tmp_path: Path) -> None:
