@@ -102,6 +102,9 @@ class Interpreter:
         self.grace = Grace(settled=True)
         self.disk_thread = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{volume}")
         self.service_thread = ThreadPoolExecutor(1, thread_name_prefix=f"fs-{volume}")
+        self.look_thread = ThreadPoolExecutor(1, thread_name_prefix=f"look-{volume}")
+        """For looks at the mount that touch no disk: a write to the volume (the list of peers) may wait for a path on
+        the service's thread, and a check of the handle must not wait for that."""
         self._disk = disk
         self._service = service
         self._gate = gate
@@ -155,7 +158,7 @@ class Interpreter:
     async def _check(self) -> None:
         """Is the handle good, and is the file system on it, if there is one?"""
         await self.on_disk(self._disk.verify)
-        if await self.on_service(self._service.damaged):
+        if await asyncio.get_running_loop().run_in_executor(self.look_thread, self._service.damaged):
             raise FileSystemDamaged(f"volume {self.volume}: its file system shut itself down after an error")
 
     async def _mount(self, run: Run) -> bool:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ PROGRAMS = cache_dir() / "monitoring" / "usr" / "bin"
 """Where they are once they were fetched."""
 CONFIGURATION = PROJECT_DIR / "deploy" / "prometheus"
 SMTP = "127.0.0.1:2525"
+START_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,9 @@ def monitoring(lab: str, topology: Topology, nodes: list[str]) -> Iterator[Monit
         try:
             for name, argv in _commands(found, folder).items():
                 running.append(_start(lab, name, argv, folder))
-            yield Monitoring(folder=folder)
+            made = Monitoring(folder=folder)
+            _await(lab, made)
+            yield made
         finally:
             for process in running:
                 process.terminate()
@@ -84,12 +88,20 @@ def monitoring(lab: str, topology: Topology, nodes: list[str]) -> Iterator[Monit
 
 
 def _commands(found: Path, folder: Path) -> dict[str, list[str]]:
+    # Debian's Alertmanager has the place of its templates built in: it alone sees them there.
+    shared = found.parent / "share"
+    seeing = ["unshare", "--mount", "sh", "-c", f'mount --bind "{shared}" /usr/share && exec "$@"', "sh"]
     mail = [sys.executable, "-m", "aiosmtpd", "-n", "-l", SMTP, "-c", "aiosmtpd.handlers.Mailbox", f"{folder}/mail"]
     alertmanager = ["--config.file", "alertmanager.yml", "--storage.path", "alerts", "--cluster.listen-address="]
     prometheus = ["--config.file", "prometheus.yml", "--storage.tsdb.path", "series"]
     return {
         "mail": mail,
-        "alertmanager": [f"{found}/prometheus-alertmanager", *alertmanager, "--web.listen-address=127.0.0.1:9093"],
+        "alertmanager": [
+            *seeing,
+            f"{found}/prometheus-alertmanager",
+            *alertmanager,
+            "--web.listen-address=127.0.0.1:9093",
+        ],
         "prometheus": [f"{found}/prometheus", *prometheus, "--web.listen-address=127.0.0.1:9090"],
     }
 
@@ -120,6 +132,17 @@ def _start(lab: str, name: str, argv: list[str], folder: Path) -> subprocess.Pop
         return subprocess.Popen(
             [*netns.entering(lab), *argv], cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
+
+
+def _await(lab: str, made: Monitoring) -> None:
+    """Until all of them listen."""
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        done = subprocess.run([*netns.entering(lab), "ss", "-Hltn"], capture_output=True, text=True, check=True)
+        if all(f":{port} " in done.stdout for port in (2525, 9090, 9093)):
+            return
+        time.sleep(0.2)
+    raise LabError(f"Prometheus, Alertmanager or the mail server did not start:\n{made.log()}")
 
 
 def _run(*argv: str, cwd: str | None = None) -> None:

@@ -66,9 +66,10 @@ def mail(watched: Monitoring, fits: Callable[[EmailMessage], bool]) -> EmailMess
 
 
 def with_subject(watched: Monitoring, subject: str) -> str:
-    found = mail(watched, lambda each: each["Subject"] == subject)
-    print(found["Subject"], found.get_content(), sep="\n")
-    return str(found.get_content())
+    body = mail(watched, lambda each: each["Subject"] == subject).get_body(("plain",))
+    assert body is not None
+    print(subject, body.get_content(), sep="\n")
+    return str(body.get_content())
 
 
 def test_a_path_of_a_backup_that_died_unseen_is_a_mail_and_no_outage(
