@@ -192,7 +192,7 @@ class GuestPower:
         Only the kernel's own processes are stopped. Guest processes are traced by the kernel and cannot do
         anything without it; a SIGSTOP of their own would, after the thaw, look to the kernel like a fault.
         """
-        procs.signal_untraced(self._members(), procs.STOP)
+        procs.stop_untraced(self._members, KILL_TIMEOUT_S, f"host {self._guest.spec.name} of lab {self._guest.lab}")
 
     def resume(self) -> None:
         """See `Power.resume`."""

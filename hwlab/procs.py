@@ -64,6 +64,18 @@ def signal_untraced(pids: Iterable[int], number: signal.Signals) -> None:
                 os.kill(pid, number)
 
 
+def stop_untraced(members: Callable[[], Sequence[int]], timeout_s: float, what: str) -> None:
+    """SIGSTOP to the processes that nobody traces; returns when the first one, their leader, has stopped. LabError
+    after `timeout_s`. On a busy machine a process obeys only when it next gets a processor."""
+    pids = members()
+    signal_untraced(pids, STOP)
+    deadline = time.monotonic() + timeout_s
+    while pids and _stat(pids[0]) is not None and not is_stopped(pids[0]):
+        if time.monotonic() > deadline:
+            raise LabError(f"{what}: process {pids[0]} does not stop; look at it with ps")
+        time.sleep(0.001)
+
+
 def kill_all(members: Callable[[], Sequence[int]], timeout_s: float, what: str) -> None:
     """SIGKILL everything that `members` returns until it returns nothing. LabError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s

@@ -69,6 +69,18 @@ def test_stopping_and_continuing(leader: "subprocess.Popen[bytes]") -> None:
     assert not procs.is_stopped(leader.pid)
 
 
+def test_who_stops_a_program_finds_it_stopped(
+    leader: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    procs.stop_untraced(lambda: [leader.pid], 20, "host x")
+    assert procs.is_stopped(leader.pid)
+    procs.signal_untraced([leader.pid], procs.CONTINUE)
+    os.waitpid(leader.pid, os.WCONTINUED)
+    monkeypatch.setattr(procs, "signal_untraced", lambda pids, number: None)
+    with pytest.raises(LabError, match=r"host x: process \d+ does not stop"):
+        procs.stop_untraced(lambda: [leader.pid], 0, "host x")
+
+
 def test_a_process_that_does_not_end_is_named() -> None:
     with pytest.raises(LabError, match=r"host x: processes \[999999999\]"):
         procs.kill_all(lambda: [999999999], 0, "host x")

@@ -190,6 +190,7 @@ def test_an_orderly_reboot_comes_back_by_itself(pair: Lab) -> None:
 def test_a_paused_host_does_nothing_and_goes_on_afterwards(pair: Lab) -> None:
     node = pair.hosts["n1"]
     node.command.run(["sh", "-c", "while :; do date +%s.%N >/root/tick; sleep 0.02; done >/dev/null 2>&1 &"])
+    eventually(lambda: node.command.run(["test", "-s", "/root/tick"], check=False).status == 0)
     inject("pause", node)
     assert node.power.state() is PowerState.PAUSED
     with pytest.raises(CommandTimeout):
