@@ -67,7 +67,8 @@ class NvmePaths:
                     return each.result()
                 except PortError as error:
                     failure = error
-        what = f"asked {ASKS} times, {self._answer_s:g} s apart: no answer by any path"
+        waits = f"asked {len(asked)} times, {self._answer_s:g} s apart; {len(self._waiting)} reads wait"
+        what = f"no answer by any path: {waits}"
         raise failure or NotDelivered(what, device=self.device, operation="read", sense="no answer")
 
     def capabilities(self) -> Capabilities:

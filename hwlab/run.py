@@ -68,9 +68,9 @@ class Run:
 
     def _begin(self) -> None:
         status = self._healthy()
-        hosts = (self._stage.target, self._stage.client, *self._stage.nodes.values())
-        self._consoles = {host: len(self._stage.console(host)) for host in hosts}
         target, client = self._stage.target, self._stage.client
+        hosts = (target, client, *self._stage.nodes.values())
+        self._consoles = {host: len(self._stage.console(host)) for host in hosts}
         self._cast = {
             "primary": status.server,
             "backup": status.following,

@@ -7,6 +7,7 @@ import pytest
 
 from hwlab.errors import LabError
 from hwlab.lab import open_lab, remove_lab
+from hwlab.labstage import LabStage
 from hwlab.preconditions import preconditions
 from hwlab.protocols import Lab
 
@@ -24,3 +25,10 @@ def fresh_lab(name: str, topology: str = "default") -> Iterator[Lab]:
         yield lab
     finally:
         remove_lab(name, print)
+
+
+def healed(lab: Lab) -> LabStage:
+    """The lab as a stage on which everything is well: hosts up, the volume served and mounted."""
+    stage = LabStage(lab)
+    stage.heal(print)
+    return stage

@@ -14,7 +14,7 @@ from hwlab import faults
 from hwlab.labstage import LabStage
 from hwlab.monitoring import Monitoring, monitoring
 from hwlab.protocols import Lab, PowerState
-from tests.lab.labs import fresh_lab
+from tests.lab.labs import fresh_lab, healed
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
@@ -37,9 +37,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def stage(lab: Lab) -> LabStage:
-    made = LabStage(lab)
-    made.heal(print)
-    return made
+    return healed(lab)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from hwlab.drill import Exit, run_drill
 from hwlab.labstage import LabStage
 from hwlab.stage import Done, HostSilent
-from tests.lab.labs import fresh_lab
+from tests.lab.labs import fresh_lab, healed
 
 pytestmark = pytest.mark.lab
 
@@ -49,9 +49,7 @@ never is."""
 @pytest.fixture(scope="module")
 def stage() -> Iterator[LabStage]:
     with fresh_lab(LAB) as lab:
-        made = LabStage(lab)
-        made.heal(print)
-        yield made
+        yield healed(lab)
 
 
 def hactl(stage: LabStage, host: str, *words: str) -> Done:

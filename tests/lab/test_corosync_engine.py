@@ -13,7 +13,7 @@ import pytest
 
 from hwlab.drill import Exit, run_drill
 from hwlab.labstage import LabStage
-from tests.lab.labs import fresh_lab
+from tests.lab.labs import fresh_lab, healed
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
@@ -25,9 +25,7 @@ TRIES = 2
 @pytest.fixture(scope="module")
 def stage() -> Iterator[LabStage]:
     with fresh_lab(LAB, "corosync") as lab:
-        made = LabStage(lab)
-        made.heal(print)
-        yield made
+        yield healed(lab)
 
 
 @pytest.mark.parametrize("name", ["kill-primary", "cut-primary"])

@@ -11,7 +11,7 @@ import pytest
 from hwlab.drill import Exit, run_drill
 from hwlab.drillfile import load_drill
 from hwlab.labstage import LabStage
-from tests.lab.labs import fresh_lab
+from tests.lab.labs import fresh_lab, healed
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
@@ -28,9 +28,7 @@ TRIES = 2
 @pytest.fixture(scope="module", params=DRILLS)
 def stage(request: pytest.FixtureRequest) -> Iterator[LabStage]:
     with fresh_lab(f"drill{request.param}", request.param) as lab:
-        made = LabStage(lab)
-        made.heal(print)
-        yield made
+        yield healed(lab)
 
 
 def play(stage: LabStage, name: str, out: Path) -> None:

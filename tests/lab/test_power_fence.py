@@ -12,7 +12,7 @@ import pytest
 from hwlab.drill import Exit, run_drill
 from hwlab.labstage import LabStage
 from hwlab.protocols import Lab, PowerState
-from tests.lab.labs import fresh_lab
+from tests.lab.labs import fresh_lab, healed
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
@@ -29,9 +29,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def stage(lab: Lab) -> LabStage:
-    made = LabStage(lab)
-    made.heal(print)
-    return made
+    return healed(lab)
 
 
 def test_the_drill_is_valid_and_the_history_says_who_fenced(stage: LabStage) -> None:

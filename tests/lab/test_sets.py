@@ -15,7 +15,7 @@ from hwlab.drill import Exit, run_drill
 from hwlab.history import Verdict
 from hwlab.labstage import LabStage
 from hwlab.protocols import Lab
-from tests.lab.labs import fresh_lab
+from tests.lab.labs import fresh_lab, healed
 
 pytestmark = [pytest.mark.lab, pytest.mark.long]
 
@@ -33,9 +33,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def stage(lab: Lab) -> LabStage:
-    made = LabStage(lab)
-    made.heal(print)
-    return made
+    return healed(lab)
 
 
 def state(stage: LabStage, node: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from hwlab.drill import Exit, run_drill
 from hwlab.labstage import LabStage
 from hwlab.protocols import Lab
-from tests.lab.labs import fresh_lab
+from tests.lab.labs import fresh_lab, healed
 
 pytestmark = pytest.mark.lab
 
@@ -32,9 +32,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def stage(lab: Lab) -> LabStage:
-    made = LabStage(lab)
-    made.heal(print)
-    return made
+    return healed(lab)
 
 
 @pytest.mark.parametrize("name", ["two-node-split", "kill-primary"])
